@@ -1,0 +1,80 @@
+"""What a search optimises: named quantities with a unit and a direction, and bounds on them (design §4)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge_lts.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A quantity with its unit (SI) and its direction. `is_measured` is false where a formula gives the value."""
+
+    name: str
+    unit: str
+    direction: Literal["min", "max"]
+    is_measured: bool
+
+    def loss(self, value: float) -> float:
+        """The value as something to minimise."""
+        return value if self.direction == "min" else -value
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective(name="decoder_params", unit="1", direction="max", is_measured=False),
+        Objective(name="decode_latency_s", unit="s", direction="min", is_measured=True),
+        Objective(name="prefill_latency_s", unit="s", direction="min", is_measured=True),
+        Objective(name="peak_memory_bytes", unit="B", direction="min", is_measured=True),
+    )
+}
+DEFAULT_OBJECTIVES = ("decoder_params", "decode_latency_s", "peak_memory_bytes")
+
+
+def resolve_objectives(names: object) -> tuple[Objective, ...]:
+    """Objectives by name, two to five of them, none twice. Raises SpecError naming the culprit."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise SpecError("objectives must be a list of names")
+    for name in names:
+        if name not in OBJECTIVES:
+            raise SpecError(f"unknown objective {name!r:.80}; known: {', '.join(OBJECTIVES)}")
+    if len(set(names)) != len(names):
+        raise SpecError(f"objectives names one twice: {', '.join(names)}")
+    if not 2 <= len(names) <= 5:
+        raise SpecError(f"a search needs two to five objectives, not {len(names)}")
+    return tuple(OBJECTIVES[name] for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """An inclusive bound on an objective; None leaves that side open."""
+
+    name: str
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in OBJECTIVES:
+            raise SpecError(f"a constraint names the unknown objective {self.name!r:.80}")
+        for bound in (self.minimum, self.maximum):
+            if bound is not None and (
+                isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound)
+            ):
+                raise SpecError(f"the bound on {self.name} must be a finite number, not {bound!r}")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise SpecError(f"the bounds on {self.name} exclude everything: {self.minimum} > {self.maximum}")
+
+    def allows(self, value: float) -> bool:
+        return (self.minimum is None or value >= self.minimum) and (self.maximum is None or value <= self.maximum)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "minimum": self.minimum, "maximum": self.maximum}
+
+    @classmethod
+    def from_json(cls, data: object) -> "Constraint":
+        if not isinstance(data, Mapping) or set(data) - {"name", "minimum", "maximum"} or "name" not in data:
+            raise SpecError(f"a constraint must be an object with name, minimum and maximum, not {data!r:.80}")
+        return cls(name=data["name"], minimum=data.get("minimum"), maximum=data.get("maximum"))
