@@ -1,0 +1,40 @@
+"""Search strategies behind one protocol: `make_searcher` by name. See `base` for what a searcher promises."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge_lts.errors import SpecError
+from edge_lts.objectives import Constraint, Objective
+from edge_lts.search.base import BaseSearcher, Candidate, Searcher, TellError
+from edge_lts.search.evolution import EvolutionSearcher, EvolutionSettings
+from edge_lts.search.random import RandomSearcher
+from edge_lts.space import SearchSpace
+
+__all__ = ["STRATEGIES", "Candidate", "Searcher", "TellError", "make_searcher"]
+
+STRATEGIES = ("random", "evolution")
+
+
+def make_searcher(
+    strategy: str,
+    space: SearchSpace,
+    objectives: tuple[Objective, ...],
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
+    constraints: tuple[Constraint, ...] = (),
+) -> BaseSearcher:
+    """A searcher in its first state; all its randomness comes from `seed` (an integer of at least 0).
+
+    Raises SpecError for an unknown strategy, setting or unusable seed, SpaceError if the constraints leave no member.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise SpecError(f"seed must be an integer of at least 0, not {seed!r:.40}")
+    settings = settings or {}
+    if strategy == "random":
+        for key in settings:
+            raise SpecError(f"random has no setting {key!r:.80}; it takes none")
+        return RandomSearcher(space, objectives, seed, constraints)
+    if strategy == "evolution":
+        chosen = EvolutionSettings.from_json(settings)
+        return EvolutionSearcher(space, objectives, seed, chosen, constraints)
+    raise SpecError(f"unknown strategy {strategy!r:.80}; known: {', '.join(STRATEGIES)}")

@@ -1,0 +1,336 @@
+"""What a layer costs on this board: an additive model fitted to whole models measured on it.
+
+A decoder's time is nearly a sum: what lies outside the layers (embedding, head) plus each layer's. The model says
+
+    T(arch) = B(arch) (1 + b(width)) + sum over layers of L(d, f, h) (1 + e(d, f, h)),    times the machine's speed then
+
+B and L are smooth: non-negative combinations of operation and byte counts (`_layer_terms`, `_base_terms`), found by
+non-negative least squares on relative errors. The deviations e and b are a Gaussian process over (log d_model,
+log d_inner, n_head), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
+neighbours and the smooth fit by as much as its noise demands; an optimiser would otherwise pick lucky noise. Widths of the
+kernel and the noise are chosen by marginal likelihood. Decoding has two regimes, weights resident in the last-level cache
+and beyond it; each has its own smooth rates where enough models were measured in it.
+
+The machine's speed is followed by an anchor: a fixed small model that every measuring process times as well. Observed
+times are divided by the anchor's change to the power gamma, itself fitted in [0, 1].
+
+Sources: Rasmussen and Williams 2006 (eq. 2.25 to 2.27 posterior, 5.12 leave-one-out), Lawson and Hanson 1974 (NNLS).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.footprint import weight_bytes
+
+Floats = NDArray[np.float64]
+
+COSTS = ("decode_latency_s", "prefill_latency_s")
+MIN_PER_REGIME = 12
+MIN_NOISE = 0.005
+_LENGTH = 0.6  # of the kernel, in natural logarithms of d_model and d_inner
+_OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in n_head only
+_AMPLITUDES = (0.0, 0.01, 0.03, 0.08)
+_NUGGETS = (0.0, 0.01, 0.03)
+_NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What the terms depend on besides the shape. `cache_bytes` is the last-level cache; None: one regime."""
+
+    prompt_tokens: int = 192
+    context_tokens: int = 192
+    is_all_logits: bool = False
+    cache_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A measured model: its time, the time's relative standard error, and the anchor's time in the same process."""
+
+    architecture: Architecture
+    seconds: float
+    relative_error: float = 0.0
+    anchor_s: float | None = None
+
+
+def _layer_terms(cost: str, d_model: int, layers: Sequence[LayerSpec], conditions: Conditions) -> Floats:
+    """(m, 6) counts per layer: one, projections, FFN, attention over the context, per-head work, activation."""
+    f = np.array([layer.d_inner for layer in layers], dtype=np.float64)
+    h = np.array([layer.n_head for layer in layers], dtype=np.float64)
+    d, one = float(d_model), np.ones(len(layers))
+    if cost == "prefill_latency_s":
+        t = float(conditions.prompt_tokens)
+        return np.column_stack([one, t * d * d * one, t * d * f, t * t * d * one, t * t * h, t * f])
+    c = float(conditions.context_tokens)
+    return np.column_stack([one, d * d * one, d * f, c * d * one, h, f])
+
+
+def _base_terms(cost: str, arch: Architecture, conditions: Conditions) -> Floats:
+    """(4,) counts outside the layers: one, the head's table, its projections, a pass over the logits."""
+    tokens = float(conditions.prompt_tokens) if cost == "prefill_latency_s" else 1.0
+    rows = tokens if conditions.is_all_logits and cost == "prefill_latency_s" else 1.0
+    table = float(sum(n * width for n, width in arch.clusters))
+    projected = float(arch.d_embed * arch.d_model) if arch.d_embed != arch.d_model else 0.0
+    return np.array([1.0, rows * table, tokens * (projected + arch.d_model), rows * arch.vocab_size])
+
+
+def terms_of(cost: str, arch: Architecture, conditions: Conditions) -> Floats:
+    """(10,) terms of a whole model: those of its layers added up, then those outside the layers."""
+    layers = _layer_terms(cost, arch.d_model, arch.layers, conditions).sum(axis=0)
+    return np.concatenate([layers, _base_terms(cost, arch, conditions)])
+
+
+def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
+    """Lawson and Hanson's active-set method; `matrix` (n, k) with k small. Columns are scaled here."""
+    scale = np.linalg.norm(matrix, axis=0)
+    scale[scale == 0] = 1.0
+    a = matrix / scale
+    k = a.shape[1]
+    x = np.zeros(k)
+    passive = np.zeros(k, dtype=bool)
+    gradient = a.T @ (target - a @ x)
+    for _ in range(30 * k):
+        if passive.all() or gradient[~passive].max(initial=-1.0) <= 1e-12 * max(1.0, float(np.abs(target).sum())):
+            break
+        free = np.where(passive, -np.inf, gradient)
+        passive[int(free.argmax())] = True
+        while True:
+            trial = np.zeros(k)
+            trial[passive] = np.linalg.lstsq(a[:, passive], target, rcond=None)[0]
+            if not passive.any() or trial[passive].min() > 0:
+                break
+            worst = passive & (trial <= 0)
+            step = float((x[worst] / np.maximum(x[worst] - trial[worst], 1e-300)).min())
+            x += step * (trial - x)
+            passive &= x > 1e-14
+            x[~passive] = 0.0
+        x = trial
+        gradient = a.T @ (target - a @ x)
+    return x / scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rates:
+    """Smooth rates of one regime: seconds per count, for layers and for what lies outside."""
+
+    layer: Floats
+    base: Floats
+
+
+@dataclass(slots=True, kw_only=True)
+class CostModel:
+    """One cost (decode or prefill) fitted to observations; see the module. Make it with `fit`."""
+
+    cost: str
+    conditions: Conditions
+    gamma: float
+    anchor_s: float | None
+    noise: float
+    amplitude: float
+    nugget: float
+    n_observations: int
+    left_out_errors: Floats = field(repr=False)
+    _rates: dict[bool, _Rates] = field(repr=False)
+    _shapes: list[tuple[int, int, int]] = field(repr=False)
+    _weights: Floats = field(repr=False)
+    _mixing: Floats = field(repr=False)
+    _inverse: Floats = field(repr=False)
+
+    def is_beyond_cache(self, arch: Architecture) -> bool:
+        return _is_beyond(self.cost, arch, self.conditions)
+
+    def smooth(self, arch: Architecture, is_beyond: bool) -> tuple[Floats, float]:
+        """Smooth seconds of each layer (n_layer,) and of what lies outside the layers."""
+        rates = self._rates[is_beyond]
+        terms = _layer_terms(self.cost, arch.d_model, arch.layers, self.conditions)
+        return terms @ rates.layer, float(_base_terms(self.cost, arch, self.conditions) @ rates.base)
+
+    def layer_costs(self, d_model: int, layers: Sequence[LayerSpec], is_beyond: bool) -> tuple[Floats, Floats]:
+        """Seconds (m,) of each layer shape and the standard deviation of its relative deviation (m,)."""
+        smooth = _layer_terms(self.cost, d_model, layers, self.conditions) @ self._rates[is_beyond].layer
+        deviation, spread = self._deviation([(d_model, layer.d_inner, layer.n_head) for layer in layers])
+        return smooth * (1 + deviation), spread
+
+    def base_cost(self, arch: Architecture, is_beyond: bool) -> float:
+        """Seconds outside the layers at this width, embedding and vocabulary."""
+        _, base = self.smooth(arch, is_beyond)
+        deviation, _ = self._deviation([(arch.d_model, 0, 0)])
+        return base * (1 + float(deviation[0]))
+
+    def predict(self, arch: Architecture) -> float:
+        """Seconds of a whole model at the anchor's usual speed."""
+        is_beyond = self.is_beyond_cache(arch)
+        costs, _ = self.layer_costs(arch.d_model, arch.layers, is_beyond)
+        return float(costs.sum()) + self.base_cost(arch, is_beyond)
+
+    def _deviation(self, shapes: list[tuple[int, int, int]]) -> tuple[Floats, Floats]:
+        cross = _kernel(shapes, self._shapes, self.amplitude, self.nugget) @ self._mixing.T
+        prior = self.amplitude**2 + self.nugget**2
+        variance = prior - ((cross @ self._inverse) * cross).sum(axis=1)
+        return cross @ self._weights, np.sqrt(np.maximum(variance, 0.0))
+
+    def to_json(self) -> dict[str, object]:
+        """What was learned, for a person to read."""
+        return {
+            "cost": self.cost,
+            "n_observations": self.n_observations,
+            "noise": self.noise,
+            "deviation_amplitude": self.amplitude,
+            "deviation_nugget": self.nugget,
+            "anchor_exponent": self.gamma,
+            "anchor_s": self.anchor_s,
+            "left_out_median_error": float(np.median(np.abs(self.left_out_errors))),
+            "left_out_p90_error": float(np.quantile(np.abs(self.left_out_errors), 0.9)),
+            "seconds_per_count": {
+                "beyond cache" if is_beyond else "resident": {
+                    "layer": dict(zip(LAYER_TERM_NAMES, rates.layer.tolist(), strict=True)),
+                    "outside": dict(zip(BASE_TERM_NAMES, rates.base.tolist(), strict=True)),
+                }
+                for is_beyond, rates in self._rates.items()
+            },
+        }
+
+
+LAYER_TERM_NAMES = ("layer", "projections", "ffn", "attention", "heads", "activation")
+BASE_TERM_NAMES = ("call", "head_table", "embedding", "logits")
+
+
+def _is_beyond(cost: str, arch: Architecture, conditions: Conditions) -> bool:
+    return (
+        cost == "decode_latency_s"
+        and conditions.cache_bytes is not None
+        and weight_bytes(arch) > conditions.cache_bytes
+    )
+
+
+def _kernel(rows: list[tuple[int, int, int]], columns: list[tuple[int, int, int]], amplitude: float, nugget: float) -> Floats:
+    """Covariance of relative deviations. A shape is (d_model, d_inner, n_head); d_inner 0 means "outside the layers"."""
+    a, b = np.array(rows, dtype=np.float64), np.array(columns, dtype=np.float64)
+    same_kind = (a[:, None, 1] == 0) == (b[None, :, 1] == 0)
+    d = np.log(a[:, None, 0]) - np.log(b[None, :, 0])
+    f = np.log1p(a[:, None, 1]) - np.log1p(b[None, :, 1])
+    heads = np.where(a[:, None, 2] == b[None, :, 2], 1.0, _OTHER_HEADS)
+    smooth = np.where(same_kind, np.exp(-0.5 * (d**2 + f**2) / _LENGTH**2) * heads, 0.0)
+    same: Floats = (a[:, None, :] == b[None, :, :]).all(axis=2).astype(np.float64)
+    covariance: Floats = amplitude**2 * smooth + nugget**2 * same
+    return covariance
+
+
+def fit(cost: str, observations: Sequence[Observation], conditions: Conditions) -> CostModel:
+    """Fit one cost. Needs at least 4 observations with positive times; raises ValueError otherwise."""
+    if cost not in COSTS:
+        raise ValueError(f"no such cost: {cost}")
+    if len(observations) < 4 or any(item.seconds <= 0 for item in observations):
+        raise ValueError("a cost model needs at least 4 positive times")
+    anchors = [item.anchor_s for item in observations if item.anchor_s is not None and item.anchor_s > 0]
+    anchor = float(np.median(anchors)) if anchors else None
+    drift = np.array([
+        0.0 if anchor is None or not item.anchor_s else math.log(item.anchor_s / anchor) for item in observations
+    ])
+    gamma = 0.0
+    for _ in range(3):
+        seconds = np.array([item.seconds for item in observations]) * np.exp(-gamma * drift)
+        rates = _fit_rates(cost, observations, seconds, conditions)
+        errors = np.log(seconds / _smooth_totals(cost, observations, rates, conditions))
+        spread = float(drift @ drift)
+        if spread < 1e-6:
+            break
+        step = float(drift @ (errors - np.median(errors))) / spread
+        gamma = min(1.0, max(0.0, gamma + step))
+    seconds = np.array([item.seconds for item in observations]) * np.exp(-gamma * drift)
+    rates = _fit_rates(cost, observations, seconds, conditions)
+    return _fit_deviations(cost, observations, seconds, conditions, rates, gamma, anchor)
+
+
+def _fit_rates(
+    cost: str, observations: Sequence[Observation], seconds: Floats, conditions: Conditions
+) -> dict[bool, _Rates]:
+    rows = np.array([terms_of(cost, item.architecture, conditions) for item in observations])
+    beyond = np.array([_is_beyond(cost, item.architecture, conditions) for item in observations])
+    rates = {}
+    for regime in (False, True):
+        chosen = beyond == regime
+        if chosen.sum() < MIN_PER_REGIME:
+            chosen = np.ones(len(observations), dtype=bool)
+        solution = nonnegative_least_squares(rows[chosen] / seconds[chosen, None], np.ones(int(chosen.sum())))
+        rates[regime] = _Rates(layer=solution[: len(LAYER_TERM_NAMES)], base=solution[len(LAYER_TERM_NAMES) :])
+    return rates
+
+
+def _smooth_totals(
+    cost: str, observations: Sequence[Observation], rates: dict[bool, _Rates], conditions: Conditions
+) -> Floats:
+    totals = []
+    for item in observations:
+        arch = item.architecture
+        regime = rates[_is_beyond(cost, arch, conditions)]
+        layers = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer
+        totals.append(float(layers.sum() + _base_terms(cost, arch, conditions) @ regime.base))
+    return np.maximum(np.array(totals), 1e-12)
+
+
+def _fit_deviations(
+    cost: str,
+    observations: Sequence[Observation],
+    seconds: Floats,
+    conditions: Conditions,
+    rates: dict[bool, _Rates],
+    gamma: float,
+    anchor: float | None,
+) -> CostModel:
+    index: dict[tuple[int, int, int], int] = {}
+    totals = _smooth_totals(cost, observations, rates, conditions)
+    entries: list[tuple[int, int, float]] = []
+    for row, item in enumerate(observations):
+        arch = item.architecture
+        regime = rates[_is_beyond(cost, arch, conditions)]
+        shares = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer / totals[row]
+        outside = float(_base_terms(cost, arch, conditions) @ regime.base) / totals[row]
+        for shape, share in [
+            *(((arch.d_model, layer.d_inner, layer.n_head), float(s)) for layer, s in zip(arch.layers, shares, strict=True)),
+            ((arch.d_model, 0, 0), outside),
+        ]:
+            entries.append((row, index.setdefault(shape, len(index)), share))
+    shapes = list(index)
+    mixing = np.zeros((len(observations), len(shapes)))
+    for row, column, share in entries:
+        mixing[row, column] += share
+    residual = seconds / totals - 1
+    own = np.array([item.relative_error for item in observations])
+    smooth = mixing @ _kernel(shapes, shapes, 1.0, 0.0) @ mixing.T
+    single = mixing @ mixing.T
+    best: tuple[float, float, float, float, Floats] | None = None
+    for amplitude, nugget, noise in itertools.product(_AMPLITUDES, _NUGGETS, _NOISES):
+        covariance = amplitude**2 * smooth + nugget**2 * single + np.diag(np.maximum(own, MIN_NOISE) ** 2 + noise**2)
+        cholesky = np.linalg.cholesky(covariance)
+        white = np.linalg.solve(cholesky, residual)
+        score = -0.5 * float(white @ white) - float(np.log(np.diag(cholesky)).sum())
+        if best is None or score > best[0]:
+            best = (score, amplitude, nugget, noise, covariance)
+    assert best is not None
+    _, amplitude, nugget, noise, covariance = best
+    inverse = np.linalg.inv(covariance)
+    weights = inverse @ residual
+    return CostModel(
+        cost=cost,
+        conditions=conditions,
+        gamma=gamma,
+        anchor_s=anchor,
+        noise=noise,
+        amplitude=amplitude,
+        nugget=nugget,
+        n_observations=len(observations),
+        left_out_errors=weights / np.diag(inverse),
+        _rates=rates,
+        _shapes=shapes,
+        _weights=weights,
+        _mixing=mixing,
+        _inverse=inverse,
+    )

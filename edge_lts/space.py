@@ -1,0 +1,351 @@
+"""Search spaces as data: which architectures may be built, how to draw one, change one, join two, count and list all.
+
+A space is the JSON form of a file in `spaces/` (described at the top of `spaces/lts-gpt2.toml`). It is checked when it
+is made: a space without a member cannot exist, and the error names the rule that emptied it. Everything is decided by
+formula; nothing is ever built or measured. Members are always written with their layers in canonical order.
+Drawing follows Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094, `evolution.py`), with finite patience.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_lts.arch import BACKBONES, Architecture, LayerSpec
+from edge_lts.errors import ArchitectureError, SpaceError
+from edge_lts.space_rules import Bound, Fixed, Genes, Rules, check_keys, integer
+from edge_lts.space_table import WidthTable
+
+BYTES_PER_PARAMETER = 4
+SAMPLE_PATIENCE = 64
+CHANGE_PATIENCE = 64
+MAX_SHAPES = 100_000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
+_KEYS = ("name", "description", "backbone", "rank", "genes", "fixed", "rules")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """A named set of architectures of one backbone.
+
+    rank: the order in which a default is looked for among the built-in spaces, highest first; None is never a default.
+    Two spaces are equal if their files say the same.
+    """
+
+    name: str
+    backbone: str
+    genes: Genes
+    fixed: Fixed = field(default_factory=Fixed)
+    rules: Rules = field(default_factory=Rules)
+    description: str = ""
+    rank: int | None = None
+    _tables: dict[int, WidthTable] = field(init=False, repr=False, compare=False)
+    _pairs: tuple[tuple[WidthTable, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tables = _apply_parameter_rules(self, _apply_shape_rules(self))
+        object.__setattr__(self, "_tables", {table.d_model: table for table in tables})
+        object.__setattr__(self, "_pairs", tuple((table, depth) for table in tables for depth in table.depths))
+
+    @property
+    def tables(self) -> tuple[WidthTable, ...]:
+        """What can be built at each width that has members, by ascending d_model."""
+        return tuple(self._tables.values())
+
+    def table(self, d_model: int) -> WidthTable:
+        return self._tables[d_model]
+
+    # -- membership ----------------------------------------------------------------------------------------------------
+
+    def contains(self, arch: Architecture) -> bool:
+        """Whether `arch` is a member; the order of its layers does not matter."""
+        return self.violation(arch) is None
+
+    def violation(self, arch: Architecture) -> str | None:
+        """Name of the first gene, fixed value or rule that `arch` breaks; None for a member."""
+        genes, fixed, rules, d = self.genes, self.fixed, self.rules, arch.d_model
+        inners, heads = {layer.d_inner for layer in arch.layers}, {layer.n_head for layer in arch.layers}
+        count = arch.parameter_count
+        checks = (
+            ("backbone", arch.backbone == self.backbone),
+            ("vocab_size", arch.vocab_size == fixed.vocab_size),
+            ("d_embed", arch.d_embed == (fixed.d_embed or d)),
+            ("embedding_factor", arch.embedding_factor == fixed.embedding_factor),
+            ("cutoffs", arch.cutoffs is None),
+            ("max_seq_len", arch.max_seq_len == fixed.max_seq_len),
+            ("tie_embeddings", arch.tie_embeddings == fixed.tie_embeddings),
+            ("n_layer", arch.n_layer in genes.n_layer),
+            ("d_model", d in genes.d_model),
+            ("d_inner", inners <= set(genes.d_inner)),
+            ("n_head", heads <= set(genes.n_head)),
+            ("homogeneous", not rules.homogeneous or len(set(arch.layers)) == 1),
+            ("d_head", all(rules.d_head.allows(d // head) for head in heads)),
+            ("d_inner_over_d_model", all(rules.d_inner_over_d_model.allows(inner, d) for inner in inners)),
+            ("decoder_params", rules.decoder_params.allows(count.decoder)),
+            ("total_params", rules.total_params.allows(count.total)),
+            ("weight_bytes", rules.weight_bytes.allows(BYTES_PER_PARAMETER * count.total)),
+        )
+        return next((name for name, holds in checks if not holds), None)
+
+    # -- drawing -------------------------------------------------------------------------------------------------------
+
+    def sample(self, rng: np.random.Generator) -> Architecture:
+        """A random member: depth and width uniform over the feasible pairs, layers uniform over what the width allows.
+
+        A draw that breaks a bound on parameters is drawn again, all of it, `SAMPLE_PATIENCE` times; after that each
+        layer is drawn among those that still lead to a member. Raises SpaceError naming the rule if even that finds
+        none, which can only happen where costs share no unit (see `space_table`).
+        """
+        for _ in range(SAMPLE_PATIENCE):
+            table, depth = self._pairs[int(rng.integers(len(self._pairs)))]
+            picks = table.draw(depth, rng)
+            if table.is_within(picks):
+                return self.build(table, picks)
+        for _ in range(SAMPLE_PATIENCE):
+            table, depth = self._pairs[int(rng.integers(len(self._pairs)))]
+            within = table.draw_within(depth, rng)
+            if within is not None and table.is_within(within):
+                return self.build(table, within)
+        rule, n_tries = self._parameter_rule(), 2 * SAMPLE_PATIENCE
+        raise SpaceError(f"rule {rule}: no member of space {self.name} found in {n_tries} draws; widen it")
+
+    def mutate(self, parent: Architecture, rng: np.random.Generator, p: float = 0.3) -> Architecture | None:
+        """A member in which each gene of `parent` was drawn again with probability `p`; it may equal the parent.
+
+        Genes are n_layer, d_model and each layer's d_inner and n_head. A smaller depth drops layers at random, a larger
+        one adds random ones; a value that the new width does not allow is drawn again. None if no try of
+        `CHANGE_PATIENCE` keeps the rules.
+        """
+        for _ in range(CHANGE_PATIENCE):
+            table = self._tables.get(parent.d_model)
+            if table is None or rng.random() < p:
+                table = self._draw_table(rng)
+            depth = parent.n_layer
+            if depth not in table.depths or rng.random() < p:
+                depth = table.depths[int(rng.integers(len(table.depths)))]
+            layers: list[LayerSpec | None] = list(_keep(parent.layers, depth, rng))
+            layers += [None] * (depth - len(layers))
+            if self.rules.homogeneous:
+                layers = layers[:1]
+            picks = []
+            for layer in layers:
+                inner, head = (None, None) if layer is None else (layer.d_inner, layer.n_head)
+                inner = _redraw(inner, table.d_inner, rng, p)
+                head = _redraw(head, table.n_head, rng, p)
+                picks.append(table.index(inner, head))
+            picks = picks * depth if self.rules.homogeneous else sorted(picks)
+            if table.is_within(picks):
+                return self.build(table, picks)
+        return None
+
+    def crossover(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture | None:
+        """A member whose genes come from either parent with probability 1/2 each; it may equal a parent.
+
+        Layers are paired in canonical order after the longer parent has lost random ones; where only one parent has a
+        layer, it gives it. A value that the width does not allow becomes the nearest allowed one. None if no try of
+        `CHANGE_PATIENCE` keeps the rules.
+        """
+        for _ in range(CHANGE_PATIENCE):
+            table = self._tables.get((one, other)[int(rng.integers(2))].d_model)
+            depth = (one, other)[int(rng.integers(2))].n_layer
+            if table is None or depth not in table.depths:
+                continue
+            first, second = sorted(_keep(one.layers, depth, rng)), sorted(_keep(other.layers, depth, rng))
+            if len(first) < len(second):
+                first, second = second, first
+            if len(first) < depth:
+                continue
+            sides = rng.integers(2, size=(depth, 2)).tolist()
+            picks = []
+            for i in range(1 if self.rules.homogeneous else depth):
+                pair = (first[i], second[i] if i < len(second) else first[i])
+                inner, head = pair[sides[i][0]].d_inner, pair[sides[i][1]].n_head
+                picks.append(table.index(_nearest(inner, table.d_inner), _nearest(head, table.n_head)))
+            picks = picks * depth if self.rules.homogeneous else sorted(picks)
+            if table.is_within(picks):
+                return self.build(table, picks)
+        return None
+
+    # -- all members ---------------------------------------------------------------------------------------------------
+
+    def size(self) -> int | float:
+        """The number of members: an int is exact, a float an upper estimate that leaves parameter bounds aside.
+
+        A set of layers counts once, whatever their order. Exact for all built-in spaces (the paper's takes 0.1 s).
+        """
+        counts = [table.count() for table in self._tables.values()]
+        exact = [count for count in counts if count is not None]
+        if len(exact) == len(counts):
+            return sum(exact)
+        return float(min(sum(table.count_unbounded() for table in self._tables.values()), 10**308))
+
+    def enumerate(self) -> Iterator[Architecture]:
+        """Every member once, by d_model, then n_layer, then layers. Only for spaces whose `size` is small."""
+        for table, depth in self._pairs:
+            for picks in table.walk(depth):
+                yield self.build(table, picks)
+
+    # -- narrowing and JSON --------------------------------------------------------------------------------------------
+
+    def restricted(
+        self,
+        *,
+        max_weight_bytes: int | None = None,
+        min_decoder_params: int | None = None,
+        max_decoder_params: int | None = None,
+    ) -> "SearchSpace":
+        """The members that also keep these bounds. Raises SpaceError naming the rule if none is left.
+
+        max_weight_bytes counts float32 weights and is called `memory` in that error; cache and activations come on top,
+        see `footprint`.
+        """
+        rules = self.rules
+        weights = _tighter(rules.weight_bytes, None, max_weight_bytes)
+        decoder = _tighter(rules.decoder_params, min_decoder_params, max_decoder_params)
+        return dataclasses.replace(self, rules=dataclasses.replace(rules, weight_bytes=weights, decoder_params=decoder))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "description": self.description,
+            "backbone": self.backbone,
+            **({} if self.rank is None else {"rank": self.rank}),
+            "genes": self.genes.to_json(),
+            "fixed": self.fixed.to_json(),
+            "rules": self.rules.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> "SearchSpace":
+        """Raises SpaceError naming the key that is wrong, or the rule that leaves no member, and the remedy."""
+        items: Mapping[str, Any] = check_keys("the space", data, _KEYS, required=("name", "backbone", "genes"))
+        name, backbone, description = items["name"], items["backbone"], items.get("description", "")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise SpaceError(f"name must be up to 60 of a-z, 0-9, '.', '_' and '-', not {name!r:.80}")
+        if not isinstance(backbone, str) or backbone not in BACKBONES:
+            raise SpaceError(f"unknown backbone {backbone!r:.80}; known: {', '.join(BACKBONES)}")
+        if not isinstance(description, str):
+            raise SpaceError(f"description must be text, not {description!r:.80}")
+        return cls(
+            name=name,
+            backbone=backbone,
+            genes=Genes.from_json(items["genes"]),
+            fixed=Fixed.from_json(items.get("fixed", {})),
+            rules=Rules.from_json(items.get("rules", {})),
+            description=description,
+            rank=integer("rank", items["rank"], maximum=1000) if "rank" in items else None,
+        )
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def _draw_table(self, rng: np.random.Generator) -> WidthTable:
+        tables = tuple(self._tables.values())
+        return tables[int(rng.integers(len(tables)))]
+
+    def build(self, table: WidthTable, picks: list[int]) -> Architecture:
+        """The member with these shapes of `table`, in canonical order."""
+        picks = sorted(picks)
+        layers = tuple(table.shapes[pick] for pick in picks)
+        return Architecture(d_model=table.d_model, layers=layers, **_fixed_fields(self, table.d_model))
+
+    def _parameter_rule(self) -> str:
+        rules = (name for name in ("decoder_params", "total_params") if not getattr(self.rules, name).is_open)
+        return next(rules, "weight_bytes")
+
+
+def _fixed_fields(space: SearchSpace, d_model: int) -> dict[str, Any]:
+    fixed = space.fixed
+    return {
+        "backbone": space.backbone,
+        "vocab_size": fixed.vocab_size,
+        "d_embed": fixed.d_embed or d_model,
+        "embedding_factor": fixed.embedding_factor,
+        "max_seq_len": fixed.max_seq_len,
+        "tie_embeddings": fixed.tie_embeddings,
+    }
+
+
+def _empty(space: SearchSpace, rule: str, why: str) -> SpaceError:
+    return SpaceError(f"rule {rule} leaves no member of space {space.name}: {why}")
+
+
+def _apply_shape_rules(space: SearchSpace) -> list[WidthTable]:
+    """A table for each width at which a layer can be built. Raises SpaceError naming the rule that leaves none."""
+    genes, rules = space.genes, space.rules
+    if len(genes.d_model) * len(genes.d_inner) * len(genes.n_head) > MAX_SHAPES:
+        raise SpaceError(f"genes: more than {MAX_SHAPES:,} combinations of d_model, d_inner, n_head; take larger steps")
+    heads = {d: tuple(head for head in genes.n_head if d % head == 0) for d in genes.d_model}
+    heads = {d: allowed for d, allowed in heads.items() if allowed}
+    if not heads:
+        raise _empty(space, "n_head_divides_d_model", "no n_head divides any d_model; add one that does")
+    heads = {d: tuple(head for head in allowed if rules.d_head.allows(d // head)) for d, allowed in heads.items()}
+    heads = {d: allowed for d, allowed in heads.items() if allowed}
+    if not heads:
+        raise _empty(space, "d_head", f"d_model / n_head is never {rules.d_head}; change n_head, d_model or the rule")
+    ratio = rules.d_inner_over_d_model
+    inners = {d: tuple(inner for inner in genes.d_inner if ratio.allows(inner, d)) for d in heads}
+    inners = {d: allowed for d, allowed in inners.items() if allowed}
+    if not inners:
+        why = f"d_inner / d_model is never {ratio} at widths {', '.join(map(str, heads))}; change d_inner or the rule"
+        raise _empty(space, "d_inner_over_d_model", f"{why:.300}")
+    try:
+        return [
+            WidthTable.build(d, inners[d], heads[d], genes.n_layer, _fixed_fields(space, d), rules.homogeneous)
+            for d in inners
+        ]
+    except ArchitectureError as error:
+        raise SpaceError(f"fixed: {error}") from error
+
+
+def _apply_parameter_rules(space: SearchSpace, tables: list[WidthTable]) -> list[WidthTable]:
+    """The tables with their bounds on parameters and only the depths that have members. Raises SpaceError likewise."""
+    for rule, label, noun, factor in (
+        ("decoder_params", "decoder_params", "decoder parameters", 1),
+        ("total_params", "total_params", "parameters", 1),
+        ("weight_bytes", "weight_bytes (memory)", "bytes of weights", BYTES_PER_PARAMETER),
+    ):
+        bound: Bound = getattr(space.rules, rule)
+        if bound.is_open:
+            continue
+        narrowed, reached = [], []
+        for table in tables:
+            outside = 0 if rule == "decoder_params" else table.outside
+            low = -(-int(bound.at_least or 0) // factor) - outside
+            high = table.high if bound.at_most is None else int(bound.at_most) // factor - outside
+            extent = table.extent()
+            reached += [factor * (max(extent[0], table.low) + outside), factor * (min(extent[1], table.high) + outside)]
+            table = dataclasses.replace(table, low=max(table.low, low), high=min(table.high, high))
+            depths = tuple(depth for depth in table.depths if table.can_complete(depth, table.base))
+            if depths:
+                narrowed.append(dataclasses.replace(table, depths=depths))
+        if not narrowed:
+            why = f"members have {min(reached):,} to {max(reached):,} {noun}, but it asks for {bound}"
+            raise _empty(space, label, f"{why}; widen it or the genes")
+        tables = narrowed
+    return tables
+
+
+def _tighter(bound: Bound, minimum: int | None, maximum: int | None) -> Bound:
+    lows = [value for value in (bound.at_least, minimum) if value is not None]
+    highs = [value for value in (bound.at_most, maximum) if value is not None]
+    return Bound(at_least=max(lows, default=None), at_most=min(highs, default=None))
+
+
+def _keep(layers: tuple[LayerSpec, ...], depth: int, rng: np.random.Generator) -> tuple[LayerSpec, ...]:
+    """At most `depth` of the layers, which ones at random; in their order."""
+    if len(layers) <= depth:
+        return layers
+    return tuple(layers[i] for i in sorted(rng.permutation(len(layers))[:depth].tolist()))
+
+
+def _redraw(value: int | None, allowed: tuple[int, ...], rng: np.random.Generator, p: float) -> int:
+    if value is None or value not in allowed or rng.random() < p:
+        return allowed[int(rng.integers(len(allowed)))]
+    return value
+
+
+def _nearest(value: int, allowed: tuple[int, ...]) -> int:
+    return min(allowed, key=lambda candidate: (abs(candidate - value), candidate))
