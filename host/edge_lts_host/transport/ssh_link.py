@@ -1,0 +1,208 @@
+"""Around paramiko: its exceptions become ours, and a clock of our own closes what it would wait for without end.
+
+paramiko's keepalive never looks whether anybody answers, and a channel that waits for a reply waits for ever
+(paramiko#515, #739, #2510, #2618). So every call runs under a Watchdog, and every connection has a Pulse that asks the
+server for an answer every few seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from cryptography.utils import CryptographyDeprecationWarning
+
+from edge_lts_host.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionLostError,
+    HostKeyError,
+    TransferError,
+    TransportError,
+    TransportTimeoutError,
+    last_line,
+    printable,
+)
+
+with warnings.catch_warnings():
+    # Older paramiko names ciphers that cryptography is about to drop; nothing that a user of ours can act on.
+    warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+    import paramiko as paramiko  # the other ssh_*.py take it from here, after the filter
+    from paramiko.pkey import UnknownKeyType
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# paramiko logs tracebacks, and logging prints them to stderr when nobody configured it.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+# Most specific first. OSError and EOFError last: by then we were connected, and the connection broke.
+ERRORS: tuple[tuple[type[BaseException], type[TransportError]], ...] = (
+    (paramiko.BadHostKeyException, HostKeyError),
+    (paramiko.AuthenticationException, AuthenticationError),
+    (paramiko.ssh_exception.IncompatiblePeer, ConnectError),
+    (paramiko.ssh_exception.CouldNotCanonicalize, ConnectError),
+    (paramiko.ssh_exception.ConfigParseError, ConnectError),
+    (paramiko.ssh_exception.NoValidConnectionsError, ConnectError),
+    (paramiko.ProxyCommandFailure, ConnectError),
+    (paramiko.ChannelException, ConnectError),
+    (UnknownKeyType, ConnectError),
+    (paramiko.SFTPError, TransferError),
+    (paramiko.SSHException, ConnectionLostError),
+    (TimeoutError, TransportTimeoutError),
+    (socket.gaierror, ConnectError),
+    (ConnectionRefusedError, ConnectError),
+    (EOFError, ConnectionLostError),
+    (OSError, ConnectionLostError),
+)
+
+
+@contextlib.contextmanager
+def mapped_errors(where: str, doing: str, *, connecting: bool = False) -> Iterator[None]:
+    """Turn what paramiko, socket and the system raise into a TransportError about `where`.
+
+    `connecting`: there is no connection to lose yet, so what would be ConnectionLostError is a ConnectError.
+    """
+    try:
+        yield
+    except TransportError:  # ours already; TransportTimeoutError is an OSError as well
+        raise
+    except tuple(theirs for theirs, _ in ERRORS) as exc:
+        kind = next(ours for theirs, ours in ERRORS if isinstance(exc, theirs))
+        if connecting and kind is ConnectionLostError:
+            kind = ConnectError
+        raise kind(where, f"{doing} failed: {_say(exc)}") from exc
+
+
+def _say(exc: BaseException) -> str:
+    said = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    return printable(" ".join(said.split())) or type(exc).__name__
+
+
+class Watchdog:
+    """Closes `link` when the block has not ended within `timeout_s`; `has_fired` tells. `math.inf` never does.
+
+    With `where` set, a block that failed because of it raises TransportTimeoutError instead of what the closed link
+    raised.
+    """
+
+    def __init__(
+        self, link: paramiko.Transport | socket.socket, timeout_s: float, where: str = "", doing: str = ""
+    ) -> None:
+        self.has_fired = False
+        self._link = link
+        self._where = where
+        self._doing = doing
+        self._timeout_s = timeout_s
+        self._timer: threading.Timer | None = None
+        if timeout_s < threading.TIMEOUT_MAX:
+            self._timer = threading.Timer(timeout_s, self._fire)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _fire(self) -> None:
+        self.has_fired = True
+        self._link.close()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            if self._timer is not threading.current_thread():
+                self._timer.join(5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+        if self.has_fired and self._where and (exc is None or isinstance(exc, Exception)):
+            raise TransportTimeoutError(self._where, f"{self._doing}: no answer within {self._timeout_s:g} s") from exc
+
+
+class Pulse(threading.Thread):
+    """Asks the server for an answer every `interval_s`; closes the connection when none came for two intervals more.
+
+    A dead peer is so noticed three intervals after its last sign of life at most. OpenSSH answers a request it does not
+    know with a refusal, which is an answer; so does dropbear.
+    """
+
+    def __init__(self, link: paramiko.Transport, interval_s: float) -> None:
+        super().__init__(name="edge-lts-ssh-pulse", daemon=True)
+        self._watchdog: Watchdog | None = None
+        self._link = link
+        self._interval_s = interval_s
+        self._stopped = threading.Event()
+
+    @property
+    def has_lost_peer(self) -> bool:
+        """Whether it was the missing answer that closed the connection."""
+        return self._watchdog is not None and self._watchdog.has_fired
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._interval_s) and self._link.is_active():
+            self._watchdog = Watchdog(self._link, 2 * self._interval_s)
+            with self._watchdog:
+                try:
+                    self._link.global_request("keepalive@openssh.com", wait=True)
+                except (paramiko.SSHException, EOFError, OSError):
+                    self._link.close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+class ProxySocket(socket.socket):
+    """One end of a socket pair whose other end is the stdin and stdout of a command (ProxyCommand, ProxyJump).
+
+    paramiko's own ProxyCommand splits the command without a shell and leaves it running; a socket pair needs no
+    pumping, and closing it ends the command. `complaint()` is the last thing that the command wrote to stderr.
+    """
+
+    def __init__(self, command: str) -> None:
+        ours, theirs = socket.socketpair()
+        super().__init__(ours.family, ours.type, ours.proto, fileno=ours.detach())
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the socket; `end` closes it
+        with theirs:
+            self._child = subprocess.Popen(
+                ["sh", "-c", f"exec {command}"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=self._stderr,
+                # Its own group, so that Ctrl-C ends the run in order instead of cutting the link first.
+                start_new_session=True,
+            )
+
+    def complaint(self) -> str:
+        """What the command last said on stderr, or ""."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(0.5)
+        if self._stderr.closed:
+            return ""
+        # pread: the offset of the file is the command's too.
+        return last_line(os.pread(self._stderr.fileno(), 64 * 1024, 0))
+
+    def close(self) -> None:
+        super().close()
+        if self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, signal.SIGTERM)
+            try:
+                self._child.wait(2)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+
+    def end(self) -> None:
+        """`close`, and forget what the command said."""
+        self.close()
+        self._stderr.close()
