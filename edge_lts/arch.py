@@ -1,12 +1,13 @@
 """Architectures as frozen values: canonical JSON, identity and parameter counts in closed form.
 
 An architecture says everything that determines a decoder's shape and nothing else. It is built from JSON, checked once,
-and never changes. Counting needs no torch: `parameter_count` is a closed formula per backbone, and a test holds it equal
-to the built model. Sources: Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094) for the proxy and the
-adaptive embedding's cut-offs; Baevski and Auli 2019 (arXiv 1809.10853) for the adaptive embedding itself.
+and never changes. Counting needs no torch: `parameter_count` is a closed formula per backbone, and a test holds it
+equal to the built model. Sources: Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094) for the proxy and
+the adaptive embedding's cut-offs; Baevski and Auli 2019 (arXiv 1809.10853) for the adaptive embedding itself.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ class ParameterCount:
 class Architecture:
     """A decoder-only language model's shape; see design §3 for the meaning of each key.
 
-    `cutoffs` is only set when it differs from the paper's, cut to the vocabulary; `None` otherwise, so that spelling the
-    default out or leaving it out gives the same `arch_id`.
+    `cutoffs` is only set when it differs from the paper's, cut to the vocabulary; `None` otherwise, so that spelling
+    the default out or leaving it out gives the same `arch_id`.
     """
 
     backbone: str
@@ -130,7 +131,7 @@ class Architecture:
     def _check_cutoffs(self) -> None:
         if self.cutoffs is not None:
             values = tuple(_integer("cutoffs", value) for value in self.cutoffs)
-            if any(low >= high for low, high in zip(values, values[1:], strict=False)):
+            if any(low >= high for low, high in itertools.pairwise(values)):
                 raise ArchitectureError(f"cutoffs must increase strictly, not {list(values)}")
             values = tuple(value for value in values if value < self.vocab_size)
             is_default = self.embedding_factor == 1 or values == _default_cutoffs(self.vocab_size)
@@ -155,7 +156,7 @@ class Architecture:
         edges = (0, *cutoffs, self.vocab_size)
         return tuple(
             (high - low, self.d_embed // self.embedding_factor**index)
-            for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+            for index, (low, high) in enumerate(itertools.pairwise(edges))
         )
 
     @property
@@ -236,9 +237,9 @@ def _default_cutoffs(vocab_size: int) -> tuple[int, ...]:
 def embedding_and_head(arch: Architecture) -> tuple[int, int]:
     """Parameters of the token embedding and of the output head.
 
-    Factor 1: one table of width d_embed, a bias-free projection in and one out where d_embed differs from d_model, and a
-    second table when untied. Factor above 1: adaptive embedding and adaptive softmax as in the LTS code: each cluster has
-    a projection, the head has its own first projection (the others are shared when tied), a row and a bias per tail
+    Factor 1: one table of width d_embed, a bias-free projection in and one out where d_embed differs from d_model, and
+    a second table when untied. Factor above 1: adaptive embedding and adaptive softmax as in the LTS code: each cluster
+    has a projection, the head has its own first projection (the others are shared when tied), a row and a bias per tail
     cluster, and a bias per token.
     """
     d = arch.d_model
@@ -262,5 +263,16 @@ def _count_gpt2(arch: Architecture) -> ParameterCount:
     return ParameterCount(embedding=embedding, position=arch.max_seq_len * d, decoder=layers + 2 * d, head=head)
 
 
-_COUNTERS: dict[str, Callable[[Architecture], ParameterCount]] = {"gpt2": _count_gpt2}
+def _count_transformer_xl(arch: Architecture) -> ParameterCount:
+    """Per layer: q, k, v, output, positions without biases (5 d^2), u and v (2 d), norms (4 d), FFN (2 d f + f + d)."""
+    d = arch.d_model
+    layers = sum(5 * d * d + 7 * d + 2 * d * layer.d_inner + layer.d_inner for layer in arch.layers)
+    embedding, head = embedding_and_head(arch)
+    return ParameterCount(embedding=embedding, position=0, decoder=layers, head=head)
+
+
+_COUNTERS: dict[str, Callable[[Architecture], ParameterCount]] = {
+    "gpt2": _count_gpt2,
+    "transformer-xl": _count_transformer_xl,
+}
 BACKBONES = tuple(sorted(_COUNTERS))

@@ -4,11 +4,11 @@ Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status
     1   first version
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
-silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which are
-open by design.
+silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
+are open by design.
 """
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
@@ -24,6 +24,7 @@ METHOD_VERSION = 1
 
 Purpose = Literal["search", "confirm", "single"]
 Interval = tuple[float, float]
+_LARGEST = sys.float_info.max
 
 
 def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) -> None:
@@ -32,11 +33,14 @@ def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) 
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise error(f"{what} has no usable schema_version (found {version!r:.40})")
     if version > SCHEMA_VERSION:
-        raise error(f"{what} has schema_version {version}; this edge-lts reads up to {SCHEMA_VERSION}: upgrade edge-lts")
+        raise error(
+            f"{what} has schema_version {version}; this edge-lts reads up to {SCHEMA_VERSION}: upgrade edge-lts"
+        )
 
 
 def _number(what: str, value: object, error: type[EdgeLtsError]) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # Not math.isfinite: that raises OverflowError for an integer beyond the largest float.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
         raise error(f"{what} must be a finite number, not {value!r:.40}")
     return value
 
@@ -119,7 +123,8 @@ class Protocol:
     """What the numbers depend on. Numbers that differ in any of these are never compared.
 
     `threads` 0 means: all cores this process may use, resolved on the board before anything is measured. The sampling
-    fields bound the time that one candidate takes; they are recorded because they set the width of `ci95`.
+    fields bound the time that one candidate takes; they are recorded because they set the width of `ci95`. `mem_len` is
+    the segment memory of a Transformer-XL in tokens, None for as many as `context_tokens`; other backbones have none.
     """
 
     name: Literal["default", "lts"] = "default"
@@ -134,6 +139,7 @@ class Protocol:
     decode_samples: int = 20
     min_sample_s: float = 0.002
     method_version: int = METHOD_VERSION
+    mem_len: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ("default", "lts"):
@@ -151,8 +157,11 @@ class Protocol:
             ("prefill_samples", 1),
             ("decode_samples", 1),
             ("method_version", 1),
+            ("mem_len", 1),
         ):
             value = getattr(self, name)
+            if name == "mem_len" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise SpecError(f"{name} must be an integer of at least {minimum}, not {value!r:.40}")
         if not 0 <= _number("min_sample_s", self.min_sample_s, SpecError) <= 10:
@@ -164,6 +173,11 @@ class Protocol:
         if name == "lts":
             return cls(**{"name": "lts", "logits": "all", "threads": 1, **changes})
         return cls(**{"name": name, **changes})
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens that a segment memory holds at most."""
+        return self.context_tokens if self.mem_len is None else self.mem_len
 
     def to_json(self) -> dict[str, Any]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -183,6 +197,7 @@ class Protocol:
             self.threads,
             self.precision,
             self.method_version,
+            self.memory_tokens,
         )
 
 
@@ -201,8 +216,8 @@ class Evaluation:
     """One measurement of one architecture in one process: a line of the ledger.
 
     `objectives` holds every objective that could be measured, searched or not. `samples` keeps each sample in seconds
-    (already divided by the tokens of a block). `conditions` say how and where: threads, load, temperature, memory split,
-    block sizes, wall time, overhead. `flags` name taints; words for them are made in the report.
+    (already divided by the tokens of a block). `conditions` say how and where: threads, load, temperature, memory
+    split, block sizes, wall time, overhead. `flags` name taints; words for them are made in the report.
     """
 
     candidate_id: int
@@ -344,7 +359,7 @@ class DeviceInfo:
         if not isinstance(data, Mapping):
             raise LedgerError("device.json must hold a JSON object")
         check_schema("device.json", data, LedgerError)
-        values = {item.name: data.get(item.name) for item in fields(cls)}
+        values: dict[str, Any] = {item.name: data.get(item.name) for item in fields(cls)}
         features, extra = values["cpu_features"], values["extra"]
         values["cpu_features"] = tuple(str(feature) for feature in features) if isinstance(features, list) else ()
         values["extra"] = dict(extra) if isinstance(extra, Mapping) else {}
@@ -355,8 +370,8 @@ class DeviceInfo:
 class RunSpec:
     """Everything that determines a run: with torch's version, the run is a function of it up to measured values.
 
-    `space` is the resolved space as JSON (see edge_lts.space). `settings` belong to the strategy. `confirm_fraction` of the
-    budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
+    `space` is the resolved space as JSON (see edge_lts.space). `settings` belong to the strategy. `confirm_fraction` of
+    the budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
     `memory_headroom` is the share of the board's memory that a candidate must leave free.
     """
 
@@ -381,6 +396,14 @@ class RunSpec:
         resolve_objectives(self.objectives)
         if not isinstance(self.space, Mapping):
             raise SpecError("space must be an object")
+        for name, kind, noun in (
+            ("target", str, "a name"),
+            ("strategy", str, "a name"),
+            ("settings", Mapping, "an object"),
+            ("is_emulated", bool, "true or false"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise SpecError(f"{name} must be {noun}, not {getattr(self, name)!r:.40}")
         for name, value, minimum in (("seed", self.seed, 0), ("max_candidates", self.max_candidates, 1)):
             if name == "max_candidates" and value is None:
                 continue
@@ -415,7 +438,8 @@ class RunSpec:
         if not isinstance(values.get("constraints", []), list):
             raise SpecError("constraints must be a list")
         values["constraints"] = tuple(Constraint.from_json(item) for item in values.get("constraints", []))
-        values["objectives"] = tuple(values.get("objectives", DEFAULT_OBJECTIVES))
+        objectives = values.get("objectives", DEFAULT_OBJECTIVES)
+        values["objectives"] = tuple(objectives) if isinstance(objectives, list) else objectives
         values["protocol"] = Protocol.from_json(values.get("protocol", {}))
         return cls(**values)
 
@@ -431,5 +455,7 @@ def check_run_id(run_id: object) -> str:
         or run_id[0] in ".-"
         or not RUN_ID_ALPHABET.issuperset(run_id)
     ):
-        raise SpecError(f"{run_id!r:.120} is no run id: up to 100 of a-z, 0-9, '-', '_' and '.', none of the signs first")
+        raise SpecError(
+            f"{run_id!r:.120} is no run id: up to 100 of a-z, 0-9, '-', '_' and '.', none of the signs first"
+        )
     return run_id

@@ -7,9 +7,9 @@ A decoder's time is nearly a sum: what lies outside the layers (embedding, head)
 B and L are smooth: non-negative combinations of operation and byte counts (`_layer_terms`, `_base_terms`), found by
 non-negative least squares on relative errors. The deviations e and b are a Gaussian process over (log d_model,
 log d_inner, n_head), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
-neighbours and the smooth fit by as much as its noise demands; an optimiser would otherwise pick lucky noise. Widths of the
-kernel and the noise are chosen by marginal likelihood. Decoding has two regimes, weights resident in the last-level cache
-and beyond it; each has its own smooth rates where enough models were measured in it.
+neighbours and the smooth fit by as much as its noise demands; an optimiser would otherwise pick lucky noise. Widths of
+the kernel and the noise are chosen by marginal likelihood. Decoding has two regimes, weights resident in the last-level
+cache and beyond it; each has its own smooth rates where enough models were measured in it.
 
 The machine's speed is followed by an anchor: a fixed small model that every measuring process times as well. Observed
 times are divided by the anchor's change to the power gamma, itself fitted in [0, 1].
@@ -29,6 +29,7 @@ from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.footprint import weight_bytes
 
 Floats = NDArray[np.float64]
+Shape = tuple[int, int, int]  # d_model, d_inner, n_head; d_inner 0 is what lies outside the layers
 
 COSTS = ("decode_latency_s", "prefill_latency_s")
 MIN_PER_REGIME = 12
@@ -77,7 +78,8 @@ def _base_terms(cost: str, arch: Architecture, conditions: Conditions) -> Floats
     tokens = float(conditions.prompt_tokens) if cost == "prefill_latency_s" else 1.0
     rows = tokens if conditions.is_all_logits and cost == "prefill_latency_s" else 1.0
     table = float(sum(n * width for n, width in arch.clusters))
-    projected = float(arch.d_embed * arch.d_model) if arch.d_embed != arch.d_model else 0.0
+    has_projection = arch.embedding_factor > 1 or arch.d_embed != arch.d_model
+    projected = float(arch.d_model * sum(width for _, width in arch.clusters)) if has_projection else 0.0
     return np.array([1.0, rows * table, tokens * (projected + arch.d_model), rows * arch.vocab_size])
 
 
@@ -113,7 +115,8 @@ def nonnegative_least_squares(matrix: Floats, target: Floats) -> Floats:
             x[~passive] = 0.0
         x = trial
         gradient = a.T @ (target - a @ x)
-    return x / scale
+    solution: Floats = x / scale
+    return solution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +141,7 @@ class CostModel:
     n_observations: int
     left_out_errors: Floats = field(repr=False)
     _rates: dict[bool, _Rates] = field(repr=False)
-    _shapes: list[tuple[int, int, int]] = field(repr=False)
+    _shapes: list[Shape] = field(repr=False)
     _weights: Floats = field(repr=False)
     _mixing: Floats = field(repr=False)
     _inverse: Floats = field(repr=False)
@@ -170,7 +173,7 @@ class CostModel:
         costs, _ = self.layer_costs(arch.d_model, arch.layers, is_beyond)
         return float(costs.sum()) + self.base_cost(arch, is_beyond)
 
-    def _deviation(self, shapes: list[tuple[int, int, int]]) -> tuple[Floats, Floats]:
+    def _deviation(self, shapes: list[Shape]) -> tuple[Floats, Floats]:
         cross = _kernel(shapes, self._shapes, self.amplitude, self.nugget) @ self._mixing.T
         prior = self.amplitude**2 + self.nugget**2
         variance = prior - ((cross @ self._inverse) * cross).sum(axis=1)
@@ -210,8 +213,8 @@ def _is_beyond(cost: str, arch: Architecture, conditions: Conditions) -> bool:
     )
 
 
-def _kernel(rows: list[tuple[int, int, int]], columns: list[tuple[int, int, int]], amplitude: float, nugget: float) -> Floats:
-    """Covariance of relative deviations. A shape is (d_model, d_inner, n_head); d_inner 0 means "outside the layers"."""
+def _kernel(rows: list[Shape], columns: list[Shape], amplitude: float, nugget: float) -> Floats:
+    """Covariance of the relative deviations of shapes."""
     a, b = np.array(rows, dtype=np.float64), np.array(columns, dtype=np.float64)
     same_kind = (a[:, None, 1] == 0) == (b[None, :, 1] == 0)
     d = np.log(a[:, None, 0]) - np.log(b[None, :, 0])
@@ -231,9 +234,9 @@ def fit(cost: str, observations: Sequence[Observation], conditions: Conditions) 
         raise ValueError("a cost model needs at least 4 positive times")
     anchors = [item.anchor_s for item in observations if item.anchor_s is not None and item.anchor_s > 0]
     anchor = float(np.median(anchors)) if anchors else None
-    drift = np.array([
-        0.0 if anchor is None or not item.anchor_s else math.log(item.anchor_s / anchor) for item in observations
-    ])
+    drift = np.array(
+        [0.0 if anchor is None or not item.anchor_s else math.log(item.anchor_s / anchor) for item in observations]
+    )
     gamma = 0.0
     for _ in range(3):
         seconds = np.array([item.seconds for item in observations]) * np.exp(-gamma * drift)
@@ -273,7 +276,8 @@ def _smooth_totals(
         regime = rates[_is_beyond(cost, arch, conditions)]
         layers = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer
         totals.append(float(layers.sum() + _base_terms(cost, arch, conditions) @ regime.base))
-    return np.maximum(np.array(totals), 1e-12)
+    result: Floats = np.maximum(np.array(totals), 1e-12)
+    return result
 
 
 def _fit_deviations(
@@ -285,7 +289,7 @@ def _fit_deviations(
     gamma: float,
     anchor: float | None,
 ) -> CostModel:
-    index: dict[tuple[int, int, int], int] = {}
+    index: dict[Shape, int] = {}
     totals = _smooth_totals(cost, observations, rates, conditions)
     entries: list[tuple[int, int, float]] = []
     for row, item in enumerate(observations):
@@ -293,10 +297,8 @@ def _fit_deviations(
         regime = rates[_is_beyond(cost, arch, conditions)]
         shares = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer / totals[row]
         outside = float(_base_terms(cost, arch, conditions) @ regime.base) / totals[row]
-        for shape, share in [
-            *(((arch.d_model, layer.d_inner, layer.n_head), float(s)) for layer, s in zip(arch.layers, shares, strict=True)),
-            ((arch.d_model, 0, 0), outside),
-        ]:
+        inside = [(arch.d_model, layer.d_inner, layer.n_head) for layer in arch.layers]
+        for shape, share in zip([*inside, (arch.d_model, 0, 0)], [*shares.tolist(), outside], strict=True):
             entries.append((row, index.setdefault(shape, len(index)), share))
     shapes = list(index)
     mixing = np.zeros((len(observations), len(shapes)))
@@ -314,9 +316,10 @@ def _fit_deviations(
         score = -0.5 * float(white @ white) - float(np.log(np.diag(cholesky)).sum())
         if best is None or score > best[0]:
             best = (score, amplitude, nugget, noise, covariance)
-    assert best is not None
+    if best is None:
+        raise ValueError("no combination of kernel widths was tried")
     _, amplitude, nugget, noise, covariance = best
-    inverse = np.linalg.inv(covariance)
+    inverse: Floats = np.linalg.inv(covariance).astype(np.float64)
     weights = inverse @ residual
     return CostModel(
         cost=cost,

@@ -1,9 +1,9 @@
 """Guided search: learn what layers cost here, solve for the frontier, measure along it, correct, repeat.
 
 LiteTransformerSearch breeds its frontier from thousands of whole models. But a decoder is a stack: decoder_params is
-exactly a sum over layers, latency nearly one, memory a sum plus one working set. So the frontier of the *predicted* costs
-can be solved exactly (`solver`), and models need to be measured only to learn the costs (`cost_model`) and to stand on
-the frontier. Every measurement is of a member of the space; only measured architectures are ever reported.
+exactly a sum over layers, latency nearly one, memory a sum plus one working set. So the frontier of the *predicted*
+costs can be solved exactly (`solver`), and models need to be measured only to learn the costs (`cost_model`) and to
+stand on the frontier. Every measurement is of a member of the space; only measured architectures are ever reported.
 
     design    a few members that tell most about the cost terms per second of measuring (greedy D-optimal), homogeneous
               stacks among them: layers are timed in place, inside whole models
@@ -25,12 +25,20 @@ from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import SpaceError, SpecError
-from edge_lts.footprint import cache_bytes, predicted_bytes, working_set_bytes
+from edge_lts.footprint import cache_bytes, cache_tokens, predicted_bytes, working_set_bytes
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.pareto import hypervolume, nondominated
 from edge_lts.records import Evaluation, Measurement, Outcome, Protocol, central
 from edge_lts.search.base import BaseSearcher, Candidate
-from edge_lts.search.cost_model import COSTS, Conditions, CostModel, Observation, fit, terms_of, nonnegative_least_squares
+from edge_lts.search.cost_model import (
+    COSTS,
+    Conditions,
+    CostModel,
+    Observation,
+    fit,
+    nonnegative_least_squares,
+    terms_of,
+)
 from edge_lts.search.solver import LayerTable, States, solve
 from edge_lts.space import SearchSpace
 from edge_lts.space_table import WidthTable
@@ -81,7 +89,8 @@ class GuidedSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The predicted frontier: losses (n, k) in the objectives' order, and where to find the architectures behind them."""
+    """The predicted frontier: losses (n, k) in the objectives' order, and where to find the architectures behind
+    them."""
 
     losses: Floats
     sources: tuple[tuple[States, int], ...]
@@ -317,8 +326,7 @@ class GuidedSearcher(BaseSearcher):
         first = table.costs[0] - slope * inner[0]
         decoder = table.base + states.depth * first + slope * states.d_inner_sum
         weights = 4 * (decoder + table.outside)
-        deepest = max(protocol.context_tokens, protocol.prompt_tokens) + 1
-        cache = states.depth * cache_bytes(one, deepest)
+        cache = states.depth * cache_bytes(one, cache_tokens(one, protocol))
         working = np.zeros(len(states))
         for value in np.unique(states.d_inner_max):
             widest = one.replace(layers=(LayerSpec(d_inner=int(value), n_head=table.n_head[0]),))
@@ -339,9 +347,9 @@ class GuidedSearcher(BaseSearcher):
                     allowed &= values[constraint.name] <= constraint.maximum * slack
                 if constraint.minimum is not None:
                     allowed &= values[constraint.name] >= constraint.minimum / slack
-        losses = np.column_stack([
-            values[objective.name] * (1.0 if objective.direction == "min" else -1.0) for objective in self._objectives
-        ])
+        losses = np.column_stack(
+            [values[objective.name] * (1.0 if objective.direction == "min" else -1.0) for objective in self._objectives]
+        )
         losses[~allowed] = np.inf
         return losses
 
@@ -376,7 +384,7 @@ class GuidedSearcher(BaseSearcher):
 
     def _predicted_point(self, arch: Architecture) -> Floats:
         predicted = {"decoder_params": float(arch.decoder_params), **self.predict(arch)}
-        return np.log(np.array([max(predicted[objective.name], 1e-12) for objective in self._objectives]))
+        return _log_points(np.array([predicted[objective.name] for objective in self._objectives]))
 
     def _plainest(self, arch: Architecture) -> Architecture:
         """The homogeneous stack of the same sum if there is one and the model cannot tell it from `arch`."""
@@ -421,7 +429,8 @@ def _thinned_frontier(losses: Floats) -> NDArray[np.int64]:
 
 
 def _log_points(losses: Floats) -> Floats:
-    return np.log(np.maximum(np.abs(losses), 1e-12))
+    points: Floats = np.log(np.maximum(np.abs(losses), 1e-12))
+    return points
 
 
 def _solutions(table: WidthTable, step: int, matrix: Floats) -> list[States]:
@@ -436,8 +445,8 @@ def _solutions(table: WidthTable, step: int, matrix: Floats) -> list[States]:
     }
     if table.is_homogeneous:
         return [
-            solve(LayerTable(**{**shared, "layers": (shape,), "features": shared["features"][:1]}, costs=matrix[row : row + 1]))
-            for row, shape in enumerate(table.shapes)
+            solve(LayerTable(**{**shared, "layers": (shape,), "features": shared["features"][:1]}, costs=costs[None]))
+            for shape, costs in zip(table.shapes, matrix, strict=True)
         ]
     if matrix.shape[1] == 1:
         return [solve(LayerTable(**shared, costs=matrix))]

@@ -6,9 +6,10 @@ reaches it. Layer shapes are taken in ascending d_inner, each any number of time
 the shapes up to some d_inner the table holds the optimum for "largest d_inner allowed = this one"; every improvement is
 kept as a state of its own, because a leaner largest layer saves working memory at the same sum.
 
-A second additive cost is carried as one more integer feature: each layer's cost in units of e times the cheapest layer's,
-after a linear trend in d_inner has been taken off (the trend is a function of the state already, and residuals are small).
-Rounding then moves a total by at most e/2 either way, so the states are a (1 + e) cover; the word exact is for one cost.
+A second additive cost is carried as one more integer feature: each layer's cost in units of e times the cheapest
+layer's, after a linear trend in d_inner has been taken off (the trend is a function of the state already, and residuals
+are small). Rounding then moves a total by at most e/2 either way, so the states are a (1 + e) cover; the word exact is
+for one cost.
 
 Cost: O(shapes x depth x states) additions in numpy. Nothing here measures, and nothing here knows torch.
 """
@@ -101,10 +102,11 @@ class _Events:
 
 
 def solve(table: LayerTable, *, epsilon: float | None = 0.005) -> States:
-    """All optimal states of one width, one per (depth, d_inner sum, features, largest d_inner) that improves on a smaller one.
+    """All optimal states of one width: one per (depth, d_inner sum, features), and per largest d_inner that improves
+    it.
 
-    With k = 1 exact. With k > 1 the states cover every trade-off within a factor 1 + `epsilon` in each further cost; with
-    `epsilon` None the further costs are only summed along the optimum of the first.
+    With k = 1 exact. With k > 1 the states cover every trade-off within a factor 1 + `epsilon` in each further cost;
+    with `epsilon` None the further costs are only summed along the optimum of the first.
     Raises SpaceError when the state space would pass MAX_STATES (a proxy with too fine a feature).
     """
     units = np.array([layer.d_inner for layer in table.layers], dtype=np.int64) // table.step
@@ -149,13 +151,15 @@ def solve(table: LayerTable, *, epsilon: float | None = 0.005) -> States:
 
 
 def _residual_units(cost: Floats, units: Integers, epsilon: float) -> Integers:
-    """A further cost in whole units of `epsilon` x the cheapest layer, its linear trend in d_inner removed, from 0 up."""
+    """A further cost in whole units of `epsilon` x the cheapest layer, its linear trend in d_inner removed, from 0
+    up."""
     unit = epsilon * float(cost.min())
     if unit <= 0:
         raise ValueError("a further cost must be positive")
     slope = np.polyfit(units.astype(np.float64), cost, 1)[0] if np.unique(units).size > 1 else 0.0
     residual = np.rint((cost - slope * units) / unit).astype(np.int64)
-    return residual - residual.min()
+    shifted: Integers = residual - residual.min()
+    return shifted
 
 
 def _cheapest_of_each(vectors: Integers, costs: Floats) -> Integers:

@@ -53,18 +53,13 @@ def every_multiset(table: LayerTable) -> list[tuple[Key, np.ndarray]]:
 def test_one_cost_is_exact_for_every_state_and_every_largest_layer(table: LayerTable) -> None:
     states = solve(table)
     multisets = every_multiset(table)
-    got = {
-        (int(states.depth[i]), int(states.d_inner_sum[i]), tuple(states.features[i].tolist()), int(states.d_inner_max[i])): (
-            float(states.costs[i, 0])
-        )
-        for i in range(len(states))
-    }
+    depths, sums, largest_ones = states.depth.tolist(), states.d_inner_sum.tolist(), states.d_inner_max.tolist()
+    features_of = [tuple(row) for row in states.features.tolist()]
+    got = dict(zip(zip(depths, sums, features_of, largest_ones, strict=True), states.costs[:, 0].tolist(), strict=True))
     assert len(got) == len(states)
     for depth, total, features, largest in {key for key, _ in multisets}:
         optimum = min(
-            float(cost[0])
-            for key, cost in multisets
-            if key[:3] == (depth, total, features) and key[3] <= largest
+            float(cost[0]) for key, cost in multisets if key[:3] == (depth, total, features) and key[3] <= largest
         )
         reached = [got.get((depth, total, features, smaller), np.inf) for smaller in range(16, largest + 1, 16)]
         assert min(reached) == pytest.approx(optimum)
