@@ -1,0 +1,125 @@
+"""Groups of arguments that several verbs share, so that a flag means the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edge_lts_host.units import duration
+
+if TYPE_CHECKING:
+    from edge_lts_host.transport.ssh_config import SshOptions
+
+FORMATS = ("table", "md", "csv", "json", "jsonl")
+MAX_PARALLEL = 32
+
+
+def add_output(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS, default: str = "table") -> None:
+    """-o/--output, as `args.output`."""
+    parser.add_argument(
+        "-o", "--output", choices=formats, default=default, help=f"format on stdout (default: {default})"
+    )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """--target and --target-file, as `args.target` (or None) and `args.target_file` (a list or None)."""
+    parser.add_argument("--target", metavar="NAME", help="class of board; `edge-lts targets` lists them")
+    parser.add_argument(
+        "--target-file", metavar="FILE", action="append", help="a target of your own, called as its file; repeatable"
+    )
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """What edge_lts_host.hosts.select_hosts reads: targets, --host, --inventory, --limit; and --parallel."""
+    add_target(parser)
+    parser.add_argument(
+        "--host",
+        metavar="[USER@]HOST[:PORT]",
+        action="append",
+        help="a board; may be a Host of ~/.ssh/config; repeatable",
+    )
+    parser.add_argument("-i", "--inventory", metavar="FILE", help="TOML file that lists boards")
+    parser.add_argument(
+        "--limit", metavar="PATTERN", help="only boards whose name, tag or group matches, as in 'pi5-*,lab'"
+    )
+    parser.add_argument(
+        "--parallel",
+        metavar="N",
+        type=int,
+        default=None,
+        help=f"boards served at a time (default: all, at most {MAX_PARALLEL})",
+    )
+
+
+def add_ssh(parser: argparse.ArgumentParser) -> None:
+    """How to connect, as `ssh_options(args)` hands it to the transport."""
+    group = parser.add_argument_group("connection")
+    group.add_argument("--port", metavar="PORT", type=int, default=None, help="SSH port, unless the host names one")
+    group.add_argument("--identity", metavar="FILE", action="append", help="private key to log in with; repeatable")
+    group.add_argument("--ssh-config", metavar="FILE", help="instead of ~/.ssh/config")
+    group.add_argument("--known-hosts", metavar="FILE", help="instead of ~/.ssh/known_hosts")
+    group.add_argument(
+        "--strict-host-key-checking",
+        choices=("ask", "accept-new", "yes", "no"),
+        default=None,
+        help="what to do about an unknown host key (default: ask on a terminal, else refuse)",
+    )
+    group.add_argument(
+        "--connect-timeout",
+        metavar="TIME",
+        type=duration("--connect-timeout"),
+        default=None,
+        help="how long to try to connect (default: 10s)",
+    )
+
+
+def ssh_options(args: argparse.Namespace) -> SshOptions:
+    """The transport's options from what `add_ssh` parsed."""
+    import sys
+    from pathlib import Path
+
+    from edge_lts_host.transport.ssh_config import SshOptions
+
+    def path(text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
+    return SshOptions(
+        config_file=path(args.ssh_config),
+        identity_files=tuple(Path(text) for text in args.identity or ()),
+        known_hosts_file=path(args.known_hosts),
+        strict_host_key_checking=args.strict_host_key_checking,
+        connect_timeout_s=args.connect_timeout,
+        port=args.port,
+        is_interactive=sys.stdin.isatty() and sys.stderr.isatty(),
+    )
+
+
+def n_parallel(args: argparse.Namespace, n_hosts: int) -> int:
+    """How many boards to serve at a time: --parallel, else the inventory's default, else all up to MAX_PARALLEL."""
+    from edge_lts_host.errors import UsageError
+
+    wanted: int | None = args.parallel
+    if wanted is None and args.inventory:
+        from pathlib import Path
+
+        from edge_lts_host.hosts import load_inventory
+
+        wanted = load_inventory(Path(args.inventory)).parallel
+    if wanted is None:
+        wanted = MAX_PARALLEL
+    if wanted < 1:
+        raise UsageError(f"--parallel: must be at least 1, not {wanted}")
+    return max(1, min(wanted, n_hosts))
+
+
+def add_runs(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+    """RUN arguments as `args.runs` (a list), or one optional RUN as `args.run_id`; none means the newest run."""
+    if several:
+        parser.add_argument(
+            "runs", metavar="RUN", nargs="*", help="run id, or how one begins or ends (default: the newest)"
+        )
+    else:
+        parser.add_argument(
+            "run_id", metavar="RUN", nargs="?", help="run id, or how one begins or ends (default: the newest)"
+        )

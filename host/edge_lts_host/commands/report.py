@@ -1,0 +1,32 @@
+"""`edge-lts report`: the frontiers of one or several runs, finished or still going on."""
+
+from __future__ import annotations
+
+import argparse
+
+from edge_lts_host.commands import common
+
+NAME = "report"
+HELP = "show the measured frontier of a run, or of several"
+EXAMPLE = "edge-lts report -o md > frontier.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_runs(parser)
+    parser.add_argument("--all", action="store_true", dest="is_all", help="every run on this machine")
+    common.add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge_lts_host import store
+    from edge_lts_host.errors import UsageError
+    from edge_lts_host.report import compare, pages, render
+
+    if args.is_all and args.runs:
+        raise UsageError("--all means every run: leave out the RUN arguments")
+    folders = store.list_runs() if args.is_all else [store.resolve(run) for run in args.runs or [None]]
+    if not folders:
+        folders = [store.resolve()]
+    report = compare.build_report(folders)
+    render.emit(pages.report(report, args.output))
+    return 0

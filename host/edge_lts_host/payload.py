@@ -1,0 +1,101 @@
+r"""The payload: `edge_lts/**/*.py` and a two-line `__main__.py` as one zipapp, the same bytes from a wheel or a
+checkout.
+
+Comments and docstrings stay here: they are half of the sources, nothing reads them on the board, and a serial line is
+slow. What is left keeps its line numbers, so a traceback from a board still points into the checkout. Entries are
+sorted by name and carry the earliest timestamp zip knows, mode 0644 and no extra fields; only the sources count.
+Deflate rather than store: the sources compressed fit well below the limit, stored they would not for long. Two builds
+of zlib (zlib, zlib-ng) may compress the same sources to different bytes. That is accepted: the name is the hash of the
+bytes, so anybody can check it with sha256sum, and a workstation with another zlib pushes the agent once more, beside
+the first, and never mistakes one for the other. What decides whether numbers may be compared is `METHOD_VERSION`, not
+this hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import itertools
+import tokenize
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_lts_host.errors import HostError
+
+MAX_PAYLOAD_BYTES = 128 * 1024
+MAIN = b"import sys, edge_lts.__main__ as agent\nsys.exit(agent.main(sys.argv[1:]))\n"
+_EARLIEST = (1980, 1, 1, 0, 0, 0)
+_MODE = 0o100644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """The zipapp, its SHA-256 in hexadecimal, and its name on the board."""
+
+    data: bytes
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.sha256[:12]}.pyz"
+
+
+def source_dir() -> Path:
+    """Where this interpreter finds `edge_lts`, without importing it. Raises HostError when it is not a plain folder."""
+    spec = importlib.util.find_spec("edge_lts")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if len(folders) != 1 or not (Path(folders[0]) / "__main__.py").is_file():
+        raise HostError(f"cannot make the payload: {folders} is not one folder with an agent; install edge-lts anew")
+    return Path(folders[0])
+
+
+def build_payload(source: Path | None = None) -> Payload:
+    """Make the zipapp from `source` (default: the installed edge_lts). Raises HostError when it is too large."""
+    folder = source_dir() if source is None else source
+    files = {
+        f"edge_lts/{path.relative_to(folder).as_posix()}": strip_talk(path.read_bytes())
+        for path in folder.rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    files["__main__.py"] = MAIN
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=zlib.Z_BEST_COMPRESSION) as archive:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name, date_time=_EARLIEST)
+            info.create_system = 3  # Unix, also on macOS: it says how to read the mode
+            info.external_attr = _MODE << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, files[name])
+    data = buffer.getvalue()
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise HostError(
+            f"the payload has {len(data)} bytes, more than {MAX_PAYLOAD_BYTES}: is there anything else in {folder}?"
+        )
+    return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+def strip_talk(source: bytes) -> bytes:
+    """A Python source without its comments and docstrings, every other token on its old line.
+
+    A docstring is a string that is a whole statement; it becomes `""`, so that a body of nothing else stays valid.
+    """
+    lines = source.decode("utf-8").splitlines(keepends=True)
+    tokens = [token for token in tokenize.tokenize(io.BytesIO(source).readline) if token.type != tokenize.NL]
+    layout = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+    cuts: list[tuple[tuple[int, int], tuple[int, int], str]] = []
+    previous = tokenize.ENCODING
+    for token, following in itertools.pairwise(tokens):
+        if token.type == tokenize.COMMENT:
+            cuts.append((token.start, token.end, ""))
+            continue
+        is_last = following.type in (tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER)
+        if token.type == tokenize.STRING and previous in layout and is_last:
+            cuts.append((token.start, token.end, '""'))
+        previous = token.type
+    for (first, start), (last, end), text in reversed(cuts):
+        head, tail = lines[first - 1][:start], lines[last - 1][end:]
+        lines[first - 1 : last] = [(head + text + tail).rstrip() + "\n", *["\n"] * (last - first)]
+    return "".join(lines).encode("utf-8")

@@ -1,0 +1,162 @@
+"""Runs to one report as plain data (design §7, JSON of `report`). Knows records, not transports; formats nothing.
+
+The frontier is computed here from the ledger with the board's own code, so a run that is still going on, or whose
+frontier.json never arrived, is reported as far as its ledger goes. Beyond the keys of the contract each run says its
+`state`, `spent_s`, `n_failed`, `failures`, the `protocol` with its threads resolved, `is_emulated`, and `warnings`;
+each member its `split`. `comparable` lists the runs that measured in the same way: numbers of runs in different lists
+are never compared.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from edge_lts.arch import Architecture
+from edge_lts.errors import EdgeLtsError, LedgerError
+from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes
+from edge_lts.frontier import Member, members
+from edge_lts.objectives import OBJECTIVES, resolve_objectives
+from edge_lts.records import Evaluation, Failure, Outcome, Protocol, RunSpec, central
+from edge_lts_host.store import RunFolder
+
+REPORT_SCHEMA_VERSION = 1
+# Above this share outside the decoder, the frontier is more about the vocabulary than about the decoder's shape.
+OUTSIDE_LIMIT = 0.4
+PARTS = ("embedding", "head", "decoder", "cache")
+
+
+def build_report(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """The report of these runs, oldest first, each once. Imports numpy. Raises what a damaged folder raises."""
+    unique = {folder.path: folder for folder in folders}
+    runs = [report_run(folder) for folder in sorted(unique.values(), key=lambda folder: (folder.run_id, folder.path))]
+    return {"schema_version": REPORT_SCHEMA_VERSION, "runs": runs, "comparable": _comparable(runs)}
+
+
+def report_run(folder: RunFolder) -> dict[str, Any]:
+    """One entry of `runs`."""
+    spec = folder.read_spec()
+    if spec.run_id != folder.run_id:
+        raise LedgerError(f"{folder.path} holds the run {spec.run_id}; rename the folder to that")
+    device = folder.read_device()
+    outcomes = folder.outcomes()
+    status = folder.status()
+    meta = folder.host_meta()
+    protocol = resolved_protocol(spec, outcomes)
+    found = members(outcomes, resolve_objectives(spec.objectives), spec.constraints)
+    entries = [_entry(member, protocol, outcomes) for member in sorted(found, key=_sort_key(spec))]
+    searched = [outcome for outcome in outcomes if outcome.purpose == "search"]
+    failures = Counter(outcome.kind for outcome in searched if isinstance(outcome, Failure))
+    return {
+        "run_id": spec.run_id,
+        "target": spec.target,
+        "host": _text(meta.get("host")),
+        "device": None if device is None else device.to_json(),
+        "spec": spec.to_json(),
+        "state": _text(status.get("state")) or "unknown",
+        "updated_at": _text(status.get("updated_at")),
+        "reasons": [str(reason) for reason in status.get("reasons", []) if isinstance(reason, str)],
+        "protocol": protocol.to_json(),
+        "is_emulated": spec.is_emulated or bool(device is not None and device.is_emulated),
+        "spent_s": _spent(outcomes, status),
+        "n_measured": sum(isinstance(outcome, Evaluation) for outcome in searched),
+        "n_failed": sum(failures.values()),
+        "failures": dict(sorted(failures.items())),
+        "warnings": _warnings(entries),
+        "frontier": entries,
+    }
+
+
+def resolved_protocol(spec: RunSpec, outcomes: Sequence[Outcome]) -> Protocol:
+    """The protocol as it was measured: `threads` 0 replaced by what the first measurement recorded."""
+    if spec.protocol.threads == 0:
+        for outcome in outcomes:
+            threads = outcome.conditions.get("threads") if isinstance(outcome, Evaluation) else None
+            if isinstance(threads, int) and not isinstance(threads, bool) and threads > 0:
+                return replace(spec.protocol, threads=threads)
+    return spec.protocol
+
+
+def bytes_split(architecture: Architecture, protocol: Protocol) -> dict[str, int]:
+    """Bytes by place, from the formula: float32 weights, and the cache at the depth at which decoding is timed.
+
+    A tied head is the embedding's table and counts there; positions count as embedding.
+    """
+    count = architecture.parameter_count
+    return {
+        "embedding": BYTES_PER_NUMBER * (count.embedding + count.position),
+        "head": BYTES_PER_NUMBER * count.head,
+        "decoder": BYTES_PER_NUMBER * count.decoder,
+        "cache": cache_bytes(architecture, protocol.context_tokens),
+    }
+
+
+def outside_share(split: Mapping[str, float]) -> float:
+    """The share of the whole that is embedding and head."""
+    total = sum(split.values())
+    return (split["embedding"] + split["head"]) / total if total else 0.0
+
+
+def _entry(member: Member, protocol: Protocol, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    split: dict[str, Any] = {"bytes": bytes_split(member.architecture, protocol)}
+    decode_s = _decode_split(member.arch_id, outcomes)
+    if decode_s is not None:
+        split["decode_s"] = decode_s
+    return {**member.to_json(), "split": split}
+
+
+def _decode_split(arch_id: str, outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """Seconds of a decoded token by place, where the profiler recorded them in `conditions.decode_split_s`."""
+    for outcome in outcomes:
+        if isinstance(outcome, Evaluation) and outcome.architecture.arch_id == arch_id:
+            parts = outcome.conditions.get("decode_split_s")
+            if isinstance(parts, Mapping) and all(isinstance(parts.get(part, 0.0), (int, float)) for part in PARTS):
+                return {part: float(parts.get(part, 0.0)) for part in PARTS}
+    return None
+
+
+def _warnings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    warnings = []
+    for kind, words in (("bytes", "bytes"), ("decode_s", "decode time")):
+        splits = [entry["split"][kind] for entry in entries if kind in entry["split"]]
+        n_outside = sum(outside_share(split) > OUTSIDE_LIMIT for split in splits)
+        if n_outside:
+            warnings.append(
+                f"in {n_outside} of {len(splits)} members more than {OUTSIDE_LIMIT:.0%} of the {words} is embedding "
+                "and head: a smaller vocabulary may gain more than another decoder"
+            )
+    return warnings
+
+
+def _sort_key(spec: RunSpec) -> Any:
+    """Smallest loss last: along the run's first objective from its worst value to its best."""
+    first = OBJECTIVES[spec.objectives[0]]
+
+    def key(member: Member) -> tuple[float, str]:
+        value = central(member.objectives.get(first.name))
+        return (-first.loss(value) if value is not None else 0.0, member.arch_id)
+
+    return key
+
+
+def _spent(outcomes: Sequence[Outcome], status: Mapping[str, Any]) -> float:
+    spent = status.get("spent_s")
+    said = float(spent) if isinstance(spent, (int, float)) and not isinstance(spent, bool) and spent >= 0 else 0.0
+    return max([said, *(outcome.spent_s for outcome in outcomes)])
+
+
+def _comparable(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        try:
+            key = Protocol.from_json(run["protocol"]).comparison_key
+        except EdgeLtsError as exc:
+            raise LedgerError(f"{run['run_id']}: {exc}") from exc
+        groups.setdefault(key, []).append(run["run_id"])
+    return list(groups.values())
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

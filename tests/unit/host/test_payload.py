@@ -1,0 +1,110 @@
+"""The payload: same sources, same bytes; small; and it runs with nothing else on its path."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edge_lts_host.errors import HostError
+from edge_lts_host.payload import MAX_PAYLOAD_BYTES, build_payload, source_dir, strip_talk
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def copy_sources(target: Path) -> Path:
+    for path in (ROOT / "edge_lts").rglob("*.py"):
+        copy = target / path.relative_to(ROOT / "edge_lts")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return target
+
+
+def test_it_is_made_of_the_sources_that_this_interpreter_imports() -> None:
+    assert source_dir() == ROOT / "edge_lts"
+    with zipfile.ZipFile(io.BytesIO(build_payload().data)) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert names == sorted(names)
+        assert {"__main__.py", "edge_lts/__init__.py", "edge_lts/__main__.py", "edge_lts/search/base.py"} <= set(names)
+        assert all(name == "__main__.py" or (name.startswith("edge_lts/") and name.endswith(".py")) for name in names)
+        assert archive.read("__main__.py").count(b"\n") == 2
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o100644}
+
+
+def program(source: bytes) -> tuple[str, list[tuple[str, int]]]:
+    """What a source does, without its docstrings, and the line on which each part of it stands."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [item for item in body if not is_docstring(item)]
+    parts = [(type(node).__name__, node.lineno) for node in ast.walk(tree) if hasattr(node, "lineno")]
+    return ast.dump(tree), parts
+
+
+def is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def test_sources_lose_their_comments_and_docstrings_and_nothing_else() -> None:
+    for path in source_dir().rglob("*.py"):
+        source = path.read_bytes()
+        stripped = strip_talk(source)
+        assert program(stripped) == program(source), path
+    tricky = b'#!/bin/sh\ndef f():  # why\n    """One\n    two."""  # three\n    return "# no" \'"""\'\n'
+    assert strip_talk(tricky) == b'\ndef f():\n    ""\n\n    return "# no" \'"""\'\n'
+
+
+def test_dates_modes_caches_and_other_files_change_nothing(tmp_path: Path) -> None:
+    first = build_payload()
+    copy = copy_sources(tmp_path / "edge_lts")
+    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__" / "arch.cpython-311.py").write_text("")
+    (copy / "py.typed").write_text("")
+    (copy / "notes.txt").write_text("")
+    for path in copy.rglob("*.py"):
+        os.utime(path, (time.time() - 1e6, 1e9))
+        path.chmod(0o600)
+    second = build_payload(copy)
+    assert second == first
+    assert first.name == f"{first.sha256[:12]}.pyz"
+    (copy / "arch.py").write_text((copy / "arch.py").read_text() + "\n")
+    assert build_payload(copy).sha256 != first.sha256
+
+
+def test_the_hash_seed_does_not_matter() -> None:
+    code = "from edge_lts_host.payload import build_payload; print(build_payload().sha256)"
+    hashes = set()
+    for seed in ("0", "1"):
+        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'host'}", "PYTHONHASHSEED": seed}
+        result = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+        hashes.add(result.stdout)
+    assert hashes == {build_payload().sha256 + "\n"}
+
+
+def test_it_stays_below_its_limit(tmp_path: Path) -> None:
+    assert MAX_PAYLOAD_BYTES == 128 * 1024
+    assert len(build_payload().data) <= MAX_PAYLOAD_BYTES
+    copy = copy_sources(tmp_path / "edge_lts")
+    (copy / "noise.py").write_text(f'NOISE = "{os.urandom(MAX_PAYLOAD_BYTES).hex()}"\n')
+    with pytest.raises(HostError, match="more than 131072"):
+        build_payload(copy)
+
+
+def test_it_runs_alone(tmp_path: Path) -> None:
+    agent = tmp_path / build_payload().name
+    agent.write_bytes(build_payload().data)
+    command = [sys.executable, "-I", str(agent), "status", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    hello = json.loads(result.stdout.splitlines()[0])
+    assert (hello["protocol"], hello["event"], hello["verb"]) == (1, "hello", "status")
