@@ -1,13 +1,14 @@
 """The errors of edge-lts, board side. Only the two `main()` functions catch the base class.
 
-    EdgeLtsError
-    ├── ArchitectureError(ValueError)   an architecture that cannot exist, or a file that does not describe one
-    ├── SpaceError(ValueError)          a search space that is malformed or has no member; names the rule
-    ├── SpecError(ValueError)           a run specification or an objective that makes no sense
-    ├── EvaluationError(kind)           a candidate that could not be measured; becomes a Failure
-    ├── LedgerError                     a ledger that cannot be read or continued
-    ├── LockedError                     another run holds this board or this run folder
-    └── HostError                       everything that only the workstation knows (edge_lts_host.errors)
+EdgeLtsError
+├── ArchitectureError(ValueError)   an architecture that cannot exist, or a file that does not describe one
+├── SpaceError(ValueError)          a search space that is malformed or has no member; names the rule
+├── SpecError(ValueError)           a run specification or an objective that makes no sense
+├── EvaluationError(kind)           a candidate that could not be measured; becomes a Failure
+├── LedgerError                     a ledger that cannot be read or continued
+├── LockedError                     another run holds this board or this run folder
+├── Interrupted                     a measurement was cancelled, on purpose and from outside
+└── HostError                       everything that only the workstation knows (edge_lts_host.errors)
 """
 
 from typing import Literal
@@ -55,3 +56,9 @@ class LockedError(EdgeLtsError):
     """Another run holds this board or this run folder."""
 
     exit_code = 7
+
+
+class Interrupted(EdgeLtsError):
+    """A measurement was cancelled before it had a result: nothing is known about the candidate."""
+
+    exit_code = 130

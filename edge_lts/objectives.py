@@ -1,6 +1,6 @@
 """What a search optimises: named quantities with a unit and a direction, and bounds on them (design §4)."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +31,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective(name="peak_memory_bytes", unit="B", direction="min", is_measured=True),
     )
 }
+_LARGEST = sys.float_info.max  # math.isfinite raises OverflowError for integers beyond it
 DEFAULT_OBJECTIVES = ("decoder_params", "decode_latency_s", "peak_memory_bytes")
 
 
@@ -57,11 +58,11 @@ class Constraint:
     maximum: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in OBJECTIVES:
+        if not isinstance(self.name, str) or self.name not in OBJECTIVES:
             raise SpecError(f"a constraint names the unknown objective {self.name!r:.80}")
         for bound in (self.minimum, self.maximum):
             if bound is not None and (
-                isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound)
+                isinstance(bound, bool) or not isinstance(bound, (int, float)) or not -_LARGEST <= bound <= _LARGEST
             ):
                 raise SpecError(f"the bound on {self.name} must be a finite number, not {bound!r}")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
