@@ -1,0 +1,44 @@
+"""`edge-lts resume`: go on with runs that were stopped or interrupted, with the budget that is left."""
+
+from __future__ import annotations
+
+import argparse
+
+from edge_lts_host import waiting
+from edge_lts_host.commands import common
+
+NAME = "resume"
+HELP = "go on with a run that was stopped or interrupted"
+EXAMPLE = "edge-lts resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_runs(parser)
+    waiting.add_arguments(parser)
+    common.add_ssh(parser)
+    common.add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge_lts_host import follow
+    from edge_lts_host.payload import build_payload
+    from edge_lts_host.report import render
+    from edge_lts_host.session import Session
+
+    payload = build_payload()
+    going: list[follow.Job] = []
+
+    def resume(job: follow.Job, session: Session) -> None:
+        session.push_agent(payload)
+        event = session.launch(job.run_id)
+        if event.get("event") == "finished":
+            session.pull(job.folder)
+            render.talk(f"{job.run_id} is done already: nothing is left of its budget")
+            return
+        going.append(job)
+        render.talk(f"{job.run_id} goes on")
+
+    status: int = waiting.serve(args, resume)
+    if not going:
+        return status
+    return waiting.after_start(args, going) or status

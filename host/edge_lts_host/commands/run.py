@@ -1,0 +1,165 @@
+"""`edge-lts run`: start searches, each on its own board, detached; or here, waiting for the frontier."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from edge_lts_host import waiting
+from edge_lts_host.commands import common
+from edge_lts_host.units import duration, size
+
+if TYPE_CHECKING:
+    from edge_lts.records import RunSpec
+    from edge_lts_host.follow import Job
+    from edge_lts_host.hosts import HostEntry
+
+NAME = "run"
+HELP = "search on a board, or on this machine"
+EXAMPLE = "edge-lts run --target arm64 --budget 3h"
+_REFUSED = (2, 7)  # the spec makes no sense there, or another run has the board
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_hosts(parser)
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--budget", metavar="TIME", type=duration("--budget"), required=True, help="time to search: 3h, 90m, 1h30m"
+    )
+    group.add_argument(
+        "--space", metavar="NAME|FILE", help="what may be built (default: as large as the budget allows)"
+    )
+    group.add_argument("--strategy", choices=("evolution", "random"), default="evolution", help="(default: evolution)")
+    group.add_argument(
+        "--objectives", metavar="A,B,...", help="(default: decoder_params,decode_latency_s,peak_memory_bytes)"
+    )
+    group.add_argument("--seed", metavar="N", type=int, default=1, help="same seed, same proposals (default: 1)")
+    group.add_argument("--max-candidates", metavar="N", type=int, default=None, help="measure no more than that")
+    group.add_argument(
+        "--candidate-timeout",
+        metavar="TIME",
+        type=duration("--candidate-timeout"),
+        default=None,
+        help="give up on a candidate after that (default: 10m; emulated: 1h)",
+    )
+    group.add_argument("--run-id", metavar="ID", help="name of the run (default: made of time and target)")
+    add_protocol(parser)
+    add_constraints(parser)
+    waiting.add_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be searched, as JSON, and end")
+    common.add_ssh(parser)
+    common.add_output(parser)
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """What the numbers depend on; `measure` has the same."""
+    group = parser.add_argument_group("measuring")
+    group.add_argument(
+        "--protocol", choices=("default", "lts"), default="default", help="lts is the paper's (default: default)"
+    )
+    group.add_argument("--prompt-tokens", metavar="N", type=int, help="tokens of a prefill (default: 192)")
+    group.add_argument(
+        "--context-tokens", metavar="N", type=int, help="tokens in the cache when decoding (default: 192)"
+    )
+    group.add_argument("--threads", metavar="N", type=int, help="(default: the target's; 0: all cores)")
+
+
+def add_constraints(parser: argparse.ArgumentParser) -> None:
+    from edge_lts_host.counts import count
+
+    group = parser.add_argument_group("constraints")
+    group.add_argument("--min-decoder-params", metavar="N", type=count("--min-decoder-params"), help="for example 6M")
+    group.add_argument("--max-decoder-params", metavar="N", type=count("--max-decoder-params"), help="for example 100M")
+    group.add_argument("--max-peak-memory", metavar="SIZE", type=size("--max-peak-memory"), help="for example 512MiB")
+    group.add_argument("--max-decode-latency", metavar="TIME", type=duration("--max-decode-latency"), help="as 50ms")
+    group.add_argument("--max-prefill-latency", metavar="TIME", type=duration("--max-prefill-latency"), help="as 2s")
+
+
+def run(args: argparse.Namespace) -> int:
+    from edge_lts_host import launch, store
+    from edge_lts_host.errors import UsageError
+    from edge_lts_host.hosts import select_hosts
+    from edge_lts_host.report import render
+    from edge_lts_host.targets import load_targets
+
+    entries = select_hosts(args)
+    if args.run_id is not None and len(entries) > 1:
+        raise UsageError(f"--run-id names one run, but {len(entries)} boards are chosen")
+    targets = load_targets(args.target_file or ())
+    specs = []
+    for entry in entries:
+        target = launch.target_of(entry, targets)
+        run_id = args.run_id or store.new_run_id(target.name)
+        specs.append(launch.make_spec(args, entry, target, run_id, render.talk))
+    if args.dry_run:
+        documents = [spec.to_json() for spec in specs]
+        render.emit(render.dump_json(documents[0] if len(documents) == 1 else documents))
+        return 0
+    return _start(args, list(zip(entries, specs, strict=True)))
+
+
+def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> int:
+    import shutil
+
+    from edge_lts.errors import EdgeLtsError
+    from edge_lts_host.errors import TransportError
+    from edge_lts_host.fleet import Links, exit_code, side_by_side
+    from edge_lts_host.follow import Job
+    from edge_lts_host.payload import build_payload
+    from edge_lts_host.report import render
+    from edge_lts_host.session import Place, Session, local_place, open_transport
+    from edge_lts_host.store import RunFolder, runs_root
+
+    options = common.ssh_options(args)
+    payload = build_payload()
+    links = Links()
+
+    def start(item: tuple[HostEntry, RunSpec]) -> Job:
+        entry, spec = item
+        place = local_place(payload) if entry.is_local else Place.of(entry, payload)
+        folder = RunFolder(runs_root() / spec.run_id)
+        with links.add(open_transport(entry, options)) as transport:
+            folder.create()
+            folder.write_spec(spec.to_json())
+            folder.write_host_meta(
+                {
+                    "host": None if entry.is_local else entry.name,
+                    "destination": entry.destination,
+                    "target": spec.target,
+                    "run_dir": place.run_dir(spec.run_id),
+                    **place.to_json(),
+                }
+            )
+            session = Session(transport, place)
+            try:
+                session.start(spec, payload)
+            except TransportError:
+                render.warn(f"{entry.name}: it is not known whether the run began: edge-lts status {spec.run_id}")
+                raise
+            except EdgeLtsError as exc:
+                if exc.exit_code in _REFUSED:  # nothing runs and nothing was measured: leave no empty run behind
+                    session.discard(spec.run_id)
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                raise
+        return Job(folder=folder, entry=entry, place=place)
+
+    def complain(item: tuple[HostEntry, RunSpec], error: Exception) -> None:
+        if len(work) > 1:
+            render.warn(f"{item[0].name}: {error}")
+
+    results = side_by_side(work, start, n_parallel=common.n_parallel(args, len(work)), links=links, on_error=complain)
+    if len(results) == 1 and results[0].error is not None:
+        raise results[0].error
+    jobs = [result.value for result in results if result.value is not None]
+    if not jobs:
+        return exit_code(results)
+    is_waiting = args.wait or args.wait_timeout is not None or (not args.detach and all(job.is_local for job in jobs))
+    announce = render.talk if is_waiting else render.emit
+    if args.output in ("json", "jsonl") and not is_waiting:
+        rows = [{"run_id": job.run_id, "host": job.entry.name, "target": job.entry.target} for job in jobs]
+        render.emit(render.records(rows, args.output, (), "runs"))
+    else:
+        for job in jobs:
+            announce(job.run_id)
+    status = waiting.after_start(args, jobs)
+    return exit_code(results) or status

@@ -1,0 +1,167 @@
+"""Waiting for runs, and what Ctrl-C means meanwhile (design §7).
+
+On this machine the first Ctrl-C ends the run cleanly, with a frontier, and says how to go on with it; the second kills
+it. On a board Ctrl-C only ends the waiting: the run goes on there. The verbs that work on runs share what they do at
+the end here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edge_lts_host.units import duration
+
+if TYPE_CHECKING:
+    from edge_lts.errors import EdgeLtsError
+    from edge_lts_host.follow import Follower, Job
+    from edge_lts_host.session import Session
+
+INTERRUPTED = 130
+TIMED_OUT = 124
+STOP_S = 3600.0  # one measurement may have to end first
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--wait, --detach and --wait-timeout; None for both means: wait on this machine, detach elsewhere."""
+    group = parser.add_argument_group("waiting")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--wait", action="store_true", help="follow the run and end with its frontier (default for local)"
+    )
+    either.add_argument("--detach", action="store_true", help="return at once (default for boards)")
+    group.add_argument(
+        "--wait-timeout",
+        metavar="TIME",
+        type=duration("--wait-timeout"),
+        default=None,
+        help="wait no longer than that; the run goes on (exit code 124)",
+    )
+
+
+def serve(args: argparse.Namespace, work: Callable[[Job, Session], Any]) -> int:
+    """`work` for each job that the RUN arguments mean, side by side; the exit code."""
+    from edge_lts_host import follow
+    from edge_lts_host.commands import common
+    from edge_lts_host.fleet import exit_code
+    from edge_lts_host.report import render
+
+    jobs = follow.find_jobs(args.runs or [None])
+
+    def complain(job: Job, error: EdgeLtsError) -> None:
+        if len(jobs) > 1:
+            render.warn(f"{job.run_id}: {error}")
+
+    results = follow.each(jobs, work, common.ssh_options(args), common.MAX_PARALLEL, complain)
+    if len(results) == 1 and results[0].error is not None:
+        raise results[0].error
+    return exit_code(results)
+
+
+def after_start(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """What `run` and `resume` do once runs have begun: wait and report, or say how to look on."""
+    from edge_lts_host.report import render
+
+    is_waiting = args.wait or args.wait_timeout is not None or (not args.detach and all(job.is_local for job in jobs))
+    if is_waiting:
+        return wait(args, jobs)
+    one = f" {jobs[0].run_id}" if len(jobs) == 1 else " --all"
+    render.talk(f"the search goes on by itself; to look: edge-lts status{one}")
+    return 0
+
+
+def wait(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Follow the jobs to their end and print their frontiers."""
+    from edge_lts_host import follow
+    from edge_lts_host.commands import common
+    from edge_lts_host.fleet import exit_code, side_by_side
+    from edge_lts_host.report import render
+
+    options = common.ssh_options(args)
+    is_live = len(jobs) == 1 and render.shows_progress()
+    followers = {job.run_id: follow.Follower(job, options, render.talk, live=is_live) for job in jobs}
+    try:
+        results = side_by_side(
+            jobs, lambda job: followers[job.run_id].until_over(args.wait_timeout), n_parallel=len(jobs)
+        )
+    except KeyboardInterrupt:
+        return interrupt(jobs, followers, args)
+    for result in results:
+        if result.error is not None:
+            render.warn(f"{result.item.run_id}: {result.error}")
+    code = exit_code(results)
+    conclusions = [conclude(result.item, result.value) for result in results if result.error is None]
+    show_frontiers([job for job in jobs if (job.folder / "ledger.jsonl").exists()], args.output)
+    return code or max(conclusions, default=0)
+
+
+def interrupt(jobs: Sequence[Job], followers: Mapping[str, Follower], args: argparse.Namespace) -> int:
+    """Ctrl-C while waiting."""
+    from edge_lts_host.report import render
+
+    local = [job for job in jobs if job.is_local]
+    for job in jobs:
+        if not job.is_local:
+            render.talk(f"{job.run_id} goes on on {job.entry.name}; to look: edge-lts watch {job.run_id}")
+    for job in local:
+        end_local(job)
+        render.talk(f"to go on with it: edge-lts resume {job.run_id}")
+    if local:
+        show_frontiers(local, args.output)
+    return INTERRUPTED
+
+
+def end_local(job: Job) -> None:
+    """End a run on this machine cleanly; a second Ctrl-C kills it."""
+    from edge_lts_host.report import render
+    from edge_lts_host.session import Session, open_transport
+
+    render.talk(f"\nending {job.run_id} cleanly (Ctrl-C again kills it; nothing that was measured is lost either way)")
+    try:
+        with open_transport(job.entry) as transport:
+            Session(transport, job.place).stop(job.run_id, timeout_s=STOP_S)
+    except KeyboardInterrupt:
+        kill_local(job)
+        render.talk(f"{job.run_id} was killed")
+
+
+def kill_local(job: Job) -> None:
+    """SIGKILL to the supervisor of a run on this machine, if it is still that very process."""
+    from edge_lts.job import Identity, is_locked, read_holder
+    from edge_lts.runfolder import LOCK
+
+    lock = job.folder / LOCK
+    identity = Identity.from_json(read_holder(lock))
+    if is_locked(lock) and identity is not None and identity.matches_a_process():
+        os.kill(identity.pid, signal.SIGKILL)
+
+
+def conclude(job: Job, status: Mapping[str, Any] | None) -> int:
+    """Say how a run that was followed ended; the exit code that this deserves."""
+    from edge_lts_host import follow
+    from edge_lts_host.report import render
+
+    if status is None:
+        where = "" if job.is_local else " on the board"
+        render.talk(f"{job.run_id}: no longer waiting; the run goes on{where}: edge-lts watch {job.run_id}")
+        return TIMED_OUT
+    reasons = ", ".join(str(reason) for reason in status.get("reasons") or ())
+    because = f" ({reasons})" if reasons else ""
+    render.talk(f"{job.run_id} {follow.progress_line(status, has_bar=False)}{because}")
+    state = status.get("state")
+    if state == "interrupted":
+        render.talk(f"it was interrupted; nothing that was measured is lost: edge-lts resume {job.run_id}")
+    elif state in ("failed", "unknown"):
+        render.talk(f"{status.get('message') or 'it failed'}; edge-lts logs {job.run_id} says more")
+    return 0 if state in ("done", "stopped") else 1
+
+
+def show_frontiers(jobs: Sequence[Job], output: str) -> None:
+    """The report of these runs, to stdout."""
+    from edge_lts_host.report import compare, pages, render
+
+    if jobs:
+        render.emit(pages.report(compare.build_report([job.folder for job in jobs]), output))
