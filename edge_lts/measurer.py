@@ -1,0 +1,340 @@
+"""The agent's end of the fork server: asks for one candidate after the other and survives each of them. Free of torch.
+
+`measure` returns an Outcome whatever the candidate does: runs out of memory, crashes, hangs. Only two things raise: a
+server that cannot be started at all (EvaluationError), which is the board's problem and not a candidate's, and `cancel`
+(Interrupted). A server that died is started again for the next candidate.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import IO, Any, Literal, cast
+
+from edge_lts.arch import Architecture
+from edge_lts.device import cpu_count
+from edge_lts.errors import EvaluationError, FailureKind, Interrupted
+from edge_lts.footprint import predicted_bytes
+from edge_lts.records import Evaluation, Failure, Outcome, Protocol, Purpose, outcome_from_json
+
+__all__ = ["Interrupted", "LineReader", "Measurer", "Request"]
+
+Isolation = Literal["fork", "process"]
+
+START_TIMEOUT_S = 600.0  # import of torch from an SD card, under emulation
+_SERVER_GRACE_S = 15.0  # beyond the candidate's own deadline, which the server keeps
+_TERM_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One measurement to make: a line on the server's stdin. `protocol.threads` is resolved, never 0."""
+
+    candidate_id: int
+    architecture: Architecture
+    protocol: Protocol
+    purpose: Purpose
+    timeout_s: float
+    memory_limit_bytes: int | None
+    is_emulated: bool
+    isolation: Isolation
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "candidate_id": self.candidate_id,
+            "architecture": self.architecture.to_json(),
+            "protocol": self.protocol.to_json(),
+            "purpose": self.purpose,
+            "timeout_s": self.timeout_s,
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "is_emulated": self.is_emulated,
+            "isolation": self.isolation,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Request":
+        return cls(
+            **{
+                **data,
+                "architecture": Architecture.from_json(data["architecture"]),
+                "protocol": Protocol.from_json(data["protocol"]),
+            }
+        )
+
+
+class _ServerEnded(Exception):
+    def __init__(self, status: int | None) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class LineReader:
+    """Lines from a file descriptor that is also watched with select, so nothing may hide in a buffered file."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buffer = bytearray()
+        self._is_ended = False
+
+    def fill(self) -> bool:
+        """Read what is there, blocking if nothing is; False at the end."""
+        if not self._is_ended:
+            chunk = os.read(self._fd, 1 << 16)
+            self._buffer += chunk
+            self._is_ended = not chunk
+        return not self._is_ended
+
+    def read_line(self, deadline: float | None) -> bytes | None:
+        """The next line, or None at the end. Raises TimeoutError at `deadline` (time.monotonic)."""
+        while True:
+            end = self._buffer.find(b"\n")
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                return line
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not select.select([self._fd], [], [], left)[0]:
+                    raise TimeoutError
+            if not self.fill():
+                return None
+
+
+class Measurer(AbstractContextManager["Measurer"]):
+    """A fork server and what it takes to keep it usable.
+
+    `command` is the argv that runs this agent; `serve` is appended. `log` must be a real file: it becomes the server's
+    stderr. `memory_limit_bytes` is what one candidate may add: predicted beyond it, a candidate is not even built.
+    Start it from a thread that outlives it: on Linux the server is killed when the thread that started it ends.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        protocol: Protocol,
+        *,
+        candidate_timeout_s: float,
+        memory_limit_bytes: int | None,
+        log: IO[bytes],
+        is_emulated: bool = False,
+        is_fork_safe: bool = sys.platform == "linux",
+    ) -> None:
+        self.protocol = replace(protocol, threads=protocol.threads or cpu_count())
+        self._command = (*command, "serve")
+        self._candidate_timeout_s = candidate_timeout_s
+        self._memory_limit_bytes = memory_limit_bytes
+        self._log = log
+        self._is_emulated = is_emulated
+        self._isolation: Isolation = "fork" if is_fork_safe else "process"
+        self._server: subprocess.Popen[bytes] | None = None
+        self._events: LineReader | None = None
+        self._child_pid: int | None = None
+        self._is_cancelled = False
+        self._ready: dict[str, Any] = {}
+
+    def __enter__(self) -> "Measurer":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that measures now."""
+        return self._child_pid
+
+    def start(self) -> dict[str, Any]:
+        """Start the server unless it runs; returns {"torch": version, "import_s": seconds, ...}.
+
+        Raises EvaluationError when the server ends or stays silent, Interrupted after `cancel`.
+        """
+        if self._server is not None and self._server.poll() is None:
+            return self._ready
+        self._end_server()
+        server = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=self._environment(),
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert server.stdout is not None
+        self._server, self._events = server, LineReader(server.stdout.fileno())
+        deadline = time.monotonic() + START_TIMEOUT_S
+        try:
+            while (event := self._next_event(deadline)) is not None:
+                if event.get("event") == "ready":
+                    self._ready = {key: value for key, value in event.items() if key != "event"}
+                    return self._ready
+        except TimeoutError:
+            self._end_server()
+            raise EvaluationError("crash", f"the measuring process was not ready in {START_TIMEOUT_S:g} s") from None
+        status = self._end_server()
+        self._raise_if_cancelled()
+        raise EvaluationError("crash", f"the measuring process {_words_for(status)} at its start; the log says why")
+
+    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome:
+        """Measure one candidate. `spent_s` and `measured_at` are left to the caller."""
+        self._raise_if_cancelled()
+
+        def failure(kind: FailureKind, message: str) -> Failure:
+            return Failure(
+                candidate_id=candidate_id, architecture=architecture, kind=kind, message=message, purpose=purpose
+            )
+
+        limit = self._memory_limit_bytes
+        predicted = predicted_bytes(architecture, self.protocol)
+        if limit is not None and predicted > limit:
+            return failure("oom", f"needs {predicted} bytes by formula, {limit} are allowed; not built")
+        request = Request(
+            candidate_id=candidate_id,
+            architecture=architecture,
+            protocol=self.protocol,
+            purpose=purpose,
+            timeout_s=self._candidate_timeout_s,
+            memory_limit_bytes=limit,
+            is_emulated=self._is_emulated,
+            isolation=self._isolation,
+        )
+        line = json.dumps(request.to_json()).encode() + b"\n"
+        try:
+            event, total_s = self._exchange(line)
+        except TimeoutError:
+            self._end_server()
+            return failure("timeout", f"not finished after {self._candidate_timeout_s:g} s; the server was replaced")
+        except _ServerEnded as ended:
+            kind: FailureKind = "oom" if ended.status == -signal.SIGKILL else "crash"
+            return failure(kind, f"the measuring process {_words_for(ended.status)}")
+        finally:
+            self._child_pid = None
+        if self._isolation == "process":
+            self._end_server()
+        if event["event"] == "failure":
+            return failure(cast(FailureKind, event["kind"]), str(event["message"]))
+        outcome = outcome_from_json(event["outcome"])
+        if not isinstance(outcome, Evaluation):
+            return outcome
+        extra = {
+            "total_s": total_s,
+            "overhead_s": total_s - outcome.conditions.get("forward_s", 0.0),
+            "isolation": self._isolation,
+        }
+        return replace(outcome, conditions={**outcome.conditions, **extra})
+
+    def cancel(self) -> None:
+        """End the measurement in flight: its `measure` raises Interrupted, as does any later. For signal handlers."""
+        self._is_cancelled = True
+        server = self._server
+        if server is not None:
+            with suppress(OSError):  # Popen.send_signal takes a lock that the interrupted code may hold
+                os.kill(server.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """End the server and any child; safe to call twice."""
+        self._end_server()
+
+    @property
+    def _own_grace_s(self) -> float:
+        return _SERVER_GRACE_S if self._isolation == "fork" else 0.0
+
+    def _raise_if_cancelled(self) -> None:
+        if self._is_cancelled:
+            raise Interrupted("the measurement was cancelled")
+
+    def _exchange(self, line: bytes) -> tuple[dict[str, Any], float]:
+        """The event that answers the request, and the seconds it took from a server that was ready.
+
+        A server that ends before it began the candidate is replaced once. Raises TimeoutError and _ServerEnded.
+        """
+        for attempt in (1, 2):
+            self.start()
+            assert self._server is not None
+            assert self._server.stdin is not None
+            started = time.perf_counter()
+            event = None
+            with suppress(BrokenPipeError):
+                self._server.stdin.write(line)
+                event = self._await_outcome(time.monotonic() + self._candidate_timeout_s + self._own_grace_s)
+            if event is not None:
+                return event, time.perf_counter() - started
+            was_begun = self._child_pid is not None
+            status = self._end_server()
+            self._raise_if_cancelled()
+            if was_begun or attempt == 2:
+                raise _ServerEnded(status)
+        raise AssertionError("unreachable")
+
+    def _await_outcome(self, deadline: float) -> dict[str, Any] | None:
+        """The event that closes the request; None if the server ended instead."""
+        while (event := self._next_event(deadline)) is not None:
+            if event.get("event") == "child":
+                self._child_pid = int(event["pid"])
+            elif event.get("event") in ("outcome", "failure"):
+                return event
+        return None
+
+    def _next_event(self, deadline: float) -> dict[str, Any] | None:
+        """Raises TimeoutError at `deadline`, or soon after `cancel` if the server does not obey."""
+        assert self._events is not None
+        while True:
+            slice_end = min(deadline, time.monotonic() + _TERM_GRACE_S)
+            try:
+                line = self._events.read_line(slice_end)
+            except TimeoutError:
+                if self._is_cancelled:
+                    return None
+                if slice_end >= deadline:
+                    raise
+                continue
+            if line is None:
+                return None
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    return event
+
+    def _environment(self) -> dict[str, str]:
+        """Thread counts are read when the libraries load, so they must stand before the process does."""
+        threads = str(self.protocol.threads)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        return {**os.environ, **dict.fromkeys(names, threads), "MALLOC_ARENA_MAX": "2", "CUDA_VISIBLE_DEVICES": ""}
+
+    def _end_server(self) -> int | None:
+        """Close stdin, which ends server and child; kill what does not obey. Returns the exit status."""
+        server, child_pid = self._server, self._child_pid
+        self._server = self._events = self._child_pid = None
+        if server is None:
+            return None
+        assert server.stdin is not None
+        assert server.stdout is not None
+        with suppress(OSError):
+            server.stdin.close()
+        try:
+            server.wait(_TERM_GRACE_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+            if child_pid is not None and child_pid != server.pid and sys.platform != "linux":
+                with suppress(OSError):  # on Linux the kernel does this
+                    os.killpg(child_pid, signal.SIGKILL)
+        server.stdout.close()
+        return server.returncode
+
+
+def _words_for(status: int | None) -> str:
+    if status is not None and status < 0:
+        with suppress(ValueError):
+            return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit status {status}"
