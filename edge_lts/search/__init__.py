@@ -5,14 +5,16 @@ from typing import Any
 
 from edge_lts.errors import SpecError
 from edge_lts.objectives import Constraint, Objective
+from edge_lts.records import Protocol
 from edge_lts.search.base import BaseSearcher, Candidate, Searcher, TellError
 from edge_lts.search.evolution import EvolutionSearcher, EvolutionSettings
+from edge_lts.search.guided import GuidedSearcher, GuidedSettings
 from edge_lts.search.random import RandomSearcher
 from edge_lts.space import SearchSpace
 
 __all__ = ["STRATEGIES", "Candidate", "Searcher", "TellError", "make_searcher"]
 
-STRATEGIES = ("random", "evolution")
+STRATEGIES = ("guided", "evolution", "random")
 
 
 def make_searcher(
@@ -22,8 +24,10 @@ def make_searcher(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     constraints: tuple[Constraint, ...] = (),
+    protocol: Protocol | None = None,
 ) -> BaseSearcher:
-    """A searcher in its first state; all its randomness comes from `seed` (an integer of at least 0).
+    """A searcher in its first state; all its randomness comes from `seed` (an integer of at least 0). `protocol` is
+    what guided search predicts for; the others do not look at it.
 
     Raises SpecError for an unknown strategy, setting or unusable seed, SpaceError if the constraints leave no member.
     """
@@ -37,4 +41,6 @@ def make_searcher(
     if strategy == "evolution":
         chosen = EvolutionSettings.from_json(settings)
         return EvolutionSearcher(space, objectives, seed, chosen, constraints)
+    if strategy == "guided":
+        return GuidedSearcher(space, objectives, seed, GuidedSettings.from_json(settings), constraints, protocol)
     raise SpecError(f"unknown strategy {strategy!r:.80}; known: {', '.join(STRATEGIES)}")

@@ -17,9 +17,8 @@ times are divided by the anchor's change to the power gamma, itself fitted in [0
 Sources: Rasmussen and Williams 2006 (eq. 2.25 to 2.27 posterior, 5.12 leave-one-out), Lawson and Hanson 1974 (NNLS).
 """
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +36,8 @@ MIN_NOISE = 0.005
 _LENGTH = 0.6  # of the kernel, in natural logarithms of d_model and d_inner
 _OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in n_head only
 _AMPLITUDES = (0.0, 0.01, 0.03, 0.08)
-_NUGGETS = (0.0, 0.01, 0.03)
+_WIDTHS = (0.0, 0.03, 0.1, 0.3)
+_NUGGETS = (0.0, 0.01, 0.03, 0.1)
 _NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)
 
 
@@ -136,8 +136,7 @@ class CostModel:
     gamma: float
     anchor_s: float | None
     noise: float
-    amplitude: float
-    nugget: float
+    scales: tuple[float, ...]
     n_observations: int
     left_out_errors: Floats = field(repr=False)
     _rates: dict[bool, _Rates] = field(repr=False)
@@ -174,8 +173,9 @@ class CostModel:
         return float(costs.sum()) + self.base_cost(arch, is_beyond)
 
     def _deviation(self, shapes: list[Shape]) -> tuple[Floats, Floats]:
-        cross = _kernel(shapes, self._shapes, self.amplitude, self.nugget) @ self._mixing.T
-        prior = self.amplitude**2 + self.nugget**2
+        kernels = _kernels(shapes, self._shapes)
+        cross = sum(scale**2 * kernel for scale, kernel in zip(self.scales, kernels, strict=True)) @ self._mixing.T
+        prior = sum(scale**2 for scale in self.scales)
         variance = prior - ((cross @ self._inverse) * cross).sum(axis=1)
         return cross @ self._weights, np.sqrt(np.maximum(variance, 0.0))
 
@@ -185,8 +185,7 @@ class CostModel:
             "cost": self.cost,
             "n_observations": self.n_observations,
             "noise": self.noise,
-            "deviation_amplitude": self.amplitude,
-            "deviation_nugget": self.nugget,
+            "deviation_scales": dict(zip(SCALE_NAMES, self.scales, strict=True)),
             "anchor_exponent": self.gamma,
             "anchor_s": self.anchor_s,
             "left_out_median_error": float(np.median(np.abs(self.left_out_errors))),
@@ -202,6 +201,7 @@ class CostModel:
 
 
 LAYER_TERM_NAMES = ("layer", "projections", "ffn", "attention", "heads", "activation")
+SCALE_NAMES = ("smooth", "width", "shape")
 BASE_TERM_NAMES = ("call", "head_table", "embedding", "logits")
 
 
@@ -213,17 +213,26 @@ def _is_beyond(cost: str, arch: Architecture, conditions: Conditions) -> bool:
     )
 
 
-def _kernel(rows: list[Shape], columns: list[Shape], amplitude: float, nugget: float) -> Floats:
-    """Covariance of the relative deviations of shapes."""
+def _kernels(rows: list[Shape], columns: list[Shape]) -> tuple[Floats, Floats, Floats]:
+    """Correlations of the relative deviations of shapes: smooth in the shape, common to a width, a shape's own."""
     a, b = np.array(rows, dtype=np.float64), np.array(columns, dtype=np.float64)
     same_kind = (a[:, None, 1] == 0) == (b[None, :, 1] == 0)
     d = np.log(a[:, None, 0]) - np.log(b[None, :, 0])
     f = np.log1p(a[:, None, 1]) - np.log1p(b[None, :, 1])
     heads = np.where(a[:, None, 2] == b[None, :, 2], 1.0, _OTHER_HEADS)
     smooth = np.where(same_kind, np.exp(-0.5 * (d**2 + f**2) / _LENGTH**2) * heads, 0.0)
-    same: Floats = (a[:, None, :] == b[None, :, :]).all(axis=2).astype(np.float64)
-    covariance: Floats = amplitude**2 * smooth + nugget**2 * same
-    return covariance
+    width = (same_kind & (d == 0)).astype(np.float64)
+    shape: Floats = (a[:, None, :] == b[None, :, :]).all(axis=2).astype(np.float64)
+    return smooth, width, shape
+
+
+def _climb(score: Callable[[Sequence[float]], float], grids: Sequence[Sequence[float]]) -> list[float]:
+    """The best point of a grid as far as two rounds over its coordinates find it, from the middle."""
+    choice = [grid[len(grid) // 2] for grid in grids]
+    for _ in range(2):
+        for axis, grid in enumerate(grids):
+            choice = max(([*choice[:axis], value, *choice[axis + 1 :]] for value in grid), key=score)
+    return choice
 
 
 def fit(cost: str, observations: Sequence[Observation], conditions: Conditions) -> CostModel:
@@ -306,19 +315,23 @@ def _fit_deviations(
         mixing[row, column] += share
     residual = seconds / totals - 1
     own = np.array([item.relative_error for item in observations])
-    smooth = mixing @ _kernel(shapes, shapes, 1.0, 0.0) @ mixing.T
-    single = mixing @ mixing.T
-    best: tuple[float, float, float, float, Floats] | None = None
-    for amplitude, nugget, noise in itertools.product(_AMPLITUDES, _NUGGETS, _NOISES):
-        covariance = amplitude**2 * smooth + nugget**2 * single + np.diag(np.maximum(own, MIN_NOISE) ** 2 + noise**2)
-        cholesky = np.linalg.cholesky(covariance)
+    parts = [mixing @ part @ mixing.T for part in _kernels(shapes, shapes)]
+    own_variance = np.maximum(own, MIN_NOISE) ** 2
+
+    def covariance_of(scales: Sequence[float], noise: float) -> Floats:
+        total = np.diag(own_variance + noise**2)
+        for scale, part in zip(scales, parts, strict=True):
+            total = total + scale**2 * part
+        return total
+
+    def likelihood(choice: Sequence[float]) -> float:
+        cholesky = np.linalg.cholesky(covariance_of(choice[:-1], choice[-1]))
         white = np.linalg.solve(cholesky, residual)
-        score = -0.5 * float(white @ white) - float(np.log(np.diag(cholesky)).sum())
-        if best is None or score > best[0]:
-            best = (score, amplitude, nugget, noise, covariance)
-    if best is None:
-        raise ValueError("no combination of kernel widths was tried")
-    _, amplitude, nugget, noise, covariance = best
+        return -0.5 * float(white @ white) - float(np.log(np.diag(cholesky)).sum())
+
+    choice = _climb(likelihood, (_AMPLITUDES, _WIDTHS, _NUGGETS, _NOISES))
+    scales, noise = choice[:-1], choice[-1]
+    covariance = covariance_of(scales, noise)
     inverse: Floats = np.linalg.inv(covariance).astype(np.float64)
     weights = inverse @ residual
     return CostModel(
@@ -327,8 +340,7 @@ def _fit_deviations(
         gamma=gamma,
         anchor_s=anchor,
         noise=noise,
-        amplitude=amplitude,
-        nugget=nugget,
+        scales=tuple(scales),
         n_observations=len(observations),
         left_out_errors=weights / np.diag(inverse),
         _rates=rates,

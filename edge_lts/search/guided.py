@@ -265,9 +265,11 @@ class GuidedSearcher(BaseSearcher):
     # -- fitting and solving -------------------------------------------------------------------------------------------
 
     def _fit(self) -> bool:
-        if any(len(observed) < MIN_OBSERVATIONS for observed in self._observed.values()):
+        enough = {cost: seen for cost, seen in self._observed.items() if len(seen) >= MIN_OBSERVATIONS}
+        needed = [objective.name for objective in self._objectives if objective.name in COSTS]
+        if not enough or any(cost not in enough for cost in needed):
             return False
-        self._models = {cost: fit(cost, observed, self._conditions) for cost, observed in self._observed.items()}
+        self._models = {cost: fit(cost, seen, self._conditions) for cost, seen in enough.items()}
         if len(self._memory) >= 4:
             working = np.array([working_set_bytes(arch, self._protocol) for arch, _ in self._memory], dtype=np.float64)
             rest = np.array([predicted_bytes(arch, self._protocol) for arch, _ in self._memory]) - working
@@ -282,7 +284,7 @@ class GuidedSearcher(BaseSearcher):
         found: list[tuple[States, NDArray[np.int64], Floats]] = []
         is_exact = len(costs) <= 1
         for table in self._space.tables:
-            for states, losses in self._solve_width(table, costs or [COSTS[0]]):
+            for states, losses in self._solve_width(table, costs or list(self._models)[:1]):
                 best = _thinned_frontier(losses)
                 found.append((states, best, losses[best]))
         losses = np.concatenate([item[2] for item in found]) if found else np.zeros((0, len(self._objectives)))
@@ -364,10 +366,10 @@ class GuidedSearcher(BaseSearcher):
         low, extent = points.min(axis=0), np.maximum(points.max(axis=0) - points.min(axis=0), 1e-9)
         points = (points - low) / extent
         nearest = np.full(len(points), np.inf)
-        for arch, origin in self._origin.items():
-            if origin != "random":
-                anchor = (self._predicted_point(arch) - low) / extent
-                nearest = np.minimum(nearest, np.linalg.norm(points - anchor, axis=1))
+        for candidate_id, score in self._scores.items():
+            if score is not None and self._origin.get(self._asked[candidate_id]) != "random":
+                measured = (_log_points(np.array(score.losses)) - low) / extent
+                nearest = np.minimum(nearest, np.linalg.norm(points - measured, axis=1))
         gap = float(nearest.max(initial=0.0))
         chosen: list[Architecture] = []
         ends = deque(int(column.argmin()) for column in points.T)
@@ -382,10 +384,6 @@ class GuidedSearcher(BaseSearcher):
             nearest[index] = -1.0
         return chosen, gap
 
-    def _predicted_point(self, arch: Architecture) -> Floats:
-        predicted = {"decoder_params": float(arch.decoder_params), **self.predict(arch)}
-        return _log_points(np.array([predicted[objective.name] for objective in self._objectives]))
-
     def _plainest(self, arch: Architecture) -> Architecture:
         """The homogeneous stack of the same sum if there is one and the model cannot tell it from `arch`."""
         total = sum(layer.d_inner for layer in arch.layers)
@@ -396,7 +394,7 @@ class GuidedSearcher(BaseSearcher):
         if not self._space.contains(plain):
             return arch
         one, other = self.predict(arch), self.predict(plain)
-        is_alike = all(other[cost] <= one[cost] * (1 + self._models[cost].noise) for cost in COSTS)
+        is_alike = all(other[cost] <= one[cost] * (1 + model.noise) for cost, model in self._models.items())
         return plain if is_alike else arch
 
     def _moves_no_more(self, prediction: Prediction) -> bool:

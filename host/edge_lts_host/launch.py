@@ -17,7 +17,6 @@ from edge_lts_host.errors import UsageError
 from edge_lts_host.hosts import HostEntry
 from edge_lts_host.targets import Target
 
-STRATEGIES = ("evolution", "random")
 DEFAULT_TIMEOUT_S = 600.0
 EMULATED_TIMEOUT_S = 3600.0
 
@@ -40,7 +39,7 @@ def constraints(args: argparse.Namespace) -> tuple[Constraint, ...]:
 def protocol(args: argparse.Namespace, target: Target | None) -> Protocol:
     """--protocol with what the command line and the target change in it."""
     changes: dict[str, Any] = {}
-    for name in ("prompt_tokens", "context_tokens", "threads"):
+    for name in ("prompt_tokens", "context_tokens", "mem_len", "threads"):
         value = getattr(args, name)
         if value is not None:
             changes[name] = value

@@ -205,3 +205,22 @@ class TestEvolution(SearcherContract):
 
 class TestEvolutionAsPublished(SearcherContract):
     strategy = "evolution"
+
+
+class TestGuided(SearcherContract):
+    strategy = "guided"
+    settings: ClassVar[dict[str, Any]] = {"design": 12, "tolerance": 1e-9, "gap": 1e-4}
+
+    def test_a_small_space_is_searched_to_its_last_member(self) -> None:
+        """Guided search ends when the frontier that it predicts is measured, and has then found the true one."""
+        searcher = self.make(SMALL)
+        outcomes = drive(searcher, 10_000)
+        assert searcher.stop() in (("frontier measured",), ("frontier stable",))
+        assert searcher.ask(5) == []
+        assert len(set(ids(outcomes))) == len(outcomes) < 68
+
+    def test_it_stops_when_the_frontier_moves_no_more(self) -> None:
+        searcher = make_searcher("guided", LARGE, OBJECTIVES, 1, {})
+        outcomes = drive(searcher, 1000)
+        assert searcher.stop() == ("frontier stable",)
+        assert len(outcomes) < 400

@@ -14,6 +14,9 @@ EXAMPLE = "edge-lts report -o md > frontier.md"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_runs(parser)
     parser.add_argument("--all", action="store_true", dest="is_all", help="every run on this machine")
+    parser.add_argument(
+        "--members", metavar="N", type=int, default=20, help="frontier members in a table (default: 20; 0: all)"
+    )
     common.add_output(parser)
 
 
@@ -24,9 +27,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.is_all and args.runs:
         raise UsageError("--all means every run: leave out the RUN arguments")
+    if args.members < 0:
+        raise UsageError("--members takes a number of rows, or 0 for all")
     folders = store.list_runs() if args.is_all else [store.resolve(run) for run in args.runs or [None]]
     if not folders:
         folders = [store.resolve()]
     report = compare.build_report(folders)
-    render.emit(pages.report(report, args.output))
+    render.emit(pages.report(report, args.output, args.members))
     return 0

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--space", metavar="NAME|FILE", help="what may be built (default: as large as the budget allows)"
     )
-    group.add_argument("--strategy", choices=("evolution", "random"), default="evolution", help="(default: evolution)")
+    group.add_argument(
+        "--strategy", choices=("guided", "evolution", "random"), default="guided", help="(default: guided)"
+    )
     group.add_argument(
         "--objectives", metavar="A,B,...", help="(default: decoder_params,decode_latency_s,peak_memory_bytes)"
     )
@@ -60,6 +62,9 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt-tokens", metavar="N", type=int, help="tokens of a prefill (default: 192)")
     group.add_argument(
         "--context-tokens", metavar="N", type=int, help="tokens in the cache when decoding (default: 192)"
+    )
+    group.add_argument(
+        "--mem-len", metavar="N", type=int, help="segment memory of transformer-xl (default: as --context-tokens)"
     )
     group.add_argument("--threads", metavar="N", type=int, help="(default: the target's; 0: all cores)")
 

@@ -20,8 +20,14 @@ APART = "These runs measured differently; do not compare their numbers across th
 _PROTOCOL_KEYS = ("name", "prompt_tokens", "context_tokens", "logits", "threads", "precision", "method_version")
 
 
-def report(data: Mapping[str, Any], output: str) -> str:
-    """json and jsonl carry everything (jsonl one run per line), csv one frontier member per row."""
+MEMBERS_SHOWN = 20
+
+
+def report(data: Mapping[str, Any], output: str, members: int = MEMBERS_SHOWN) -> str:
+    """json and jsonl carry everything (jsonl one run per line), csv one frontier member per row.
+
+    A table, for reading, shows `members` of each frontier, evenly spread over its order and its ends included; 0: all.
+    """
     if output == "json":
         return render.dump_json(data)
     if output == "jsonl":
@@ -29,10 +35,10 @@ def report(data: Mapping[str, Any], output: str) -> str:
     if output == "csv":
         rows = [csv_row(run, member) for run in data["runs"] for member in run["frontier"]]
         return render.to_csv(rows, CSV_KEYS)
-    return _pages(data, output)
+    return _pages(data, output, members)
 
 
-def _pages(data: Mapping[str, Any], output: str) -> str:
+def _pages(data: Mapping[str, Any], output: str, members: int) -> str:
     runs = {run["run_id"]: run for run in data["runs"]}
     groups = data["comparable"]
     parts = []
@@ -42,14 +48,17 @@ def _pages(data: Mapping[str, Any], output: str) -> str:
         if len(groups) > 1:
             how = _protocol(runs[group[0]]["protocol"])
             parts.append(f"## Group {number}: {how}" if output == "md" else f"== group {number}: {how} ==")
-        parts += [_page(runs[run_id], output) for run_id in group]
+        parts += [_page(runs[run_id], output, members) for run_id in group]
     if any(run["frontier"] for run in data["runs"]):
         parts.append(LEGEND)
     return "\n\n".join(parts)
 
 
-def _page(run: Mapping[str, Any], output: str) -> str:
+def _page(run: Mapping[str, Any], output: str, members: int) -> str:
     facts = _facts(run)
+    shown = _spread(run["frontier"], members)
+    if len(shown) < len(run["frontier"]):
+        facts.append(("frontier", f"{len(shown)} of {len(run['frontier'])} members, evenly spread; --members 0: all"))
     if output == "md":
         head = f"### {render.text(run['run_id'])}\n\n" + "\n".join(
             f"- {name}: {render.markdown(value)}" for name, value in facts
@@ -60,7 +69,7 @@ def _page(run: Mapping[str, Any], output: str) -> str:
     frontier = run["frontier"]
     if not frontier:
         return f"{head}\n\nNothing measured yet that satisfies the constraints."
-    headings, cells = _frontier_table(run)
+    headings, cells = _frontier_table(run, shown)
     return f"{head}\n\n{render.table(cells, headings, output)}"
 
 
@@ -114,13 +123,26 @@ def _protocol(protocol: Mapping[str, Any]) -> str:
     threads = protocol["threads"]
     return (
         f"{protocol['name']}: prompt {protocol['prompt_tokens']}, context {protocol['context_tokens']}, "
+        f"{_memory_length(protocol)}"
         f"logits {protocol['logits']}, {'all cores' if threads == 0 else f'{threads} thread' + 's' * (threads != 1)}, "
         f"{protocol['precision']}, method {protocol['method_version']}"
     )
 
 
-def _frontier_table(run: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    frontier, is_emulated = run["frontier"], run["is_emulated"]
+def _memory_length(protocol: Mapping[str, Any]) -> str:
+    mem_len = protocol.get("mem_len")  # runs of before Transformer-XL have none
+    return "" if mem_len is None else f"mem_len {mem_len}, "
+
+
+def _spread(frontier: Sequence[Any], n: int) -> Sequence[Any]:
+    if n == 0 or len(frontier) <= n:
+        return frontier
+    last = len(frontier) - 1
+    return [frontier[round(last * i / max(1, n - 1))] for i in range(n)]
+
+
+def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
+    is_emulated = run["is_emulated"]
     names = [name for name in OBJECTIVES if any(member["objectives"].get(name) is not None for member in frontier)]
     has_time = any("decode_s" in member["split"] for member in frontier)
     has_flags = any(member["flags"] for member in frontier)

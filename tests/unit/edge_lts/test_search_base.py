@@ -84,7 +84,7 @@ def test_strategies_by_name() -> None:
 @pytest.mark.parametrize(
     ("strategy", "seed", "settings", "message"),
     [
-        ("annealing", 1, {}, "unknown strategy 'annealing'; known: random, evolution"),
+        ("annealing", 1, {}, "unknown strategy 'annealing'; known: guided, evolution, random"),
         ("random", -1, {}, "seed must be"),
         ("random", True, {}, "seed must be"),
         ("random", 1, {"population": 5}, "random has no setting 'population'"),

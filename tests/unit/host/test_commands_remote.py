@@ -59,7 +59,7 @@ def test_the_target_gives_what_its_class_implies() -> None:
     assert found.target == "rpi5"
     assert found.memory_headroom == target.memory_headroom
     assert found.protocol.threads == target.threads
-    assert found.strategy == "evolution"
+    assert found.strategy == "guided"
     assert spec("--threads", "2").protocol.threads == 2
 
 
@@ -95,8 +95,8 @@ def test_bad_flags_are_usage_errors() -> None:
     for text in ("6X", "-1", "", "six", "6 M"):
         with pytest.raises(UsageError):
             parse_count(text, "--min-decoder-params")
-    with pytest.raises(UsageError, match="guided"):
-        arguments("--strategy", "guided")
+    with pytest.raises(UsageError, match="bred"):
+        arguments("--strategy", "bred")
     with pytest.raises(SpecError, match="unknown objective 'speed'"):
         spec("--objectives", "decoder_params,speed")
     with pytest.raises(SpecError, match="prompt_tokens"):

@@ -283,3 +283,9 @@ def test_pages_and_compare_agree_on_the_keys_of_csv() -> None:
     report = compare.build_report([folder])
     for member in report["runs"][0]["frontier"]:
         assert set(pages.csv_row(report["runs"][0], member)) <= set(pages.CSV_KEYS)
+
+
+def test_a_long_frontier_is_cut_evenly_in_tables_and_nowhere_else() -> None:
+    assert list(pages._spread(range(5), 0)) == list(pages._spread(range(5), 9)) == [0, 1, 2, 3, 4]
+    assert list(pages._spread(range(101), 5)) == [0, 25, 50, 75, 100]
+    assert list(pages._spread(range(7), 1)) == [0]

@@ -1,0 +1,412 @@
+"""The supervisor of one run: ask, measure, record, tell; then confirm the frontier in fresh processes.
+
+It imports no torch (the measuring server is another program, see edge_lts.measurer) and keeps no samples, so that it
+stays small beside the candidate it watches. The ledger is the only truth: a resumed run asks the searcher again and
+tells it what the ledger says, and a status or an event that cannot be written is no reason to stop.
+
+A run is a function of (seed, spec, torch's version) up to measured values. What depends on the hour of the first start,
+the memory that was free then, is kept in device.json and used again by every resume. Confirmations are drawn from a
+generator of their own, so the search does not depend on them.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from edge_lts import device
+from edge_lts.arch import Architecture
+from edge_lts.budget import Budget, Durations
+from edge_lts.errors import EdgeLtsError, EvaluationError, LedgerError
+from edge_lts.job import Lock
+from edge_lts.ledger import Ledger, LedgerReader
+from edge_lts.preparation import check_spec, describe_device, make_searcher, memory_limit_now
+from edge_lts.progress import Progress
+from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
+from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, now_utc
+from edge_lts.stats import MIN_PROCESSES_PI95
+from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
+
+if TYPE_CHECKING:
+    from edge_lts.search import Candidate, Searcher
+
+MAX_CONSECUTIVE_FAILURES = 50
+FRONTIER_EVERY_S = 5.0
+MAX_REPEATED_PROPOSALS = 10_000
+MAX_KEPT_TAIL_BYTES = 64 << 10
+_CONFIRM_STREAM = 0x636F6E66  # "conf": keeps the confirmations' generator apart from the searcher's
+
+
+class MeasurerLike(Protocol):
+    """What the supervisor needs of edge_lts.measurer.Measurer."""
+
+    def start(self) -> dict[str, Any]: ...
+    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+
+
+MakeMeasurer = Callable[[RunSpec, int | None, IO[bytes]], MeasurerLike]
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+class Stopped(EdgeLtsError):
+    """A signal asked the run to end; nothing is wrong."""
+
+
+class Supervisor:
+    """One life of one run. `emit` gets every event; `make_measurer`, `clock` and `probe` are replaced in tests."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        root: Path | None = None,
+        emit: Emit,
+        make_measurer: MakeMeasurer,
+        clock: Callable[[], float] = time.monotonic,
+        probe: Callable[..., DeviceInfo] = device.probe,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        """Raises SpecError naming what is wrong with spec.json."""
+        self._begun_s = clock()
+        self._folder = folder
+        self._root = folder.default_root if root is None else root
+        self._spec = folder.read_spec()
+        check_spec(folder, self._spec)
+        self._emit = emit
+        self._make_measurer = make_measurer
+        self._clock = clock
+        self._probe = probe
+        self._heartbeat_s = heartbeat_s
+        self._budget = self._budget_after(0.0)
+        self._durations = Durations()
+        self._progress = Progress(folder, self._spec)
+        self._status: StatusFile
+        self._ledger: Ledger
+        self._searcher: Searcher
+        self._measurer: MeasurerLike | None = None
+        self._stopped_by: str | None = None
+        self._is_frontier_stale = False
+        self._frontier_due_s = self._begun_s
+
+    # -- one life, from the locks to the end ---------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run to the end and return 0. Raises LockedError when another run holds the board or this folder, and any
+        other EdgeLtsError after the status says `failed`."""
+        run_id = self._spec.run_id
+        with (
+            Lock(self._folder / LOCK, run_id=run_id, what=f"the run {run_id}"),
+            Lock(self._root / BOARD_LOCK, run_id=run_id, what=f"this board ({self._root})"),
+            self._signals(),
+        ):
+            return self._run_locked()
+
+    def _run_locked(self) -> int:
+        self._folder.remove_parts()
+        previous = self._previous_status()
+        self._budget = self._budget_after(previous.get("spent_s", 0.0))
+        if previous.get("state") == "done":
+            counts = {name: previous.get(name) for name in self._progress.counts()}
+            message = "the run is already finished; nothing was measured"
+            self._event("finished", state="done", reasons=previous.get("reasons"), message=message, **counts)
+            return 0
+        self._status = StatusFile(
+            self._folder / STATUS,
+            run_id=self._spec.run_id,
+            budget_s=self._spec.budget_s,
+            spent_s=lambda: self._budget.spent_s(),
+        )
+        self._status.update()
+        self._status.start_heartbeat(self._heartbeat_s)
+        try:
+            with Ledger(self._folder / LEDGER) as self._ledger:
+                self._run_recorded(spent_before_s=previous.get("spent_s", 0.0))
+        except Exception as exc:
+            message = str(exc) if isinstance(exc, EdgeLtsError) else f"{type(exc).__name__}: {exc}"
+            self._end("failed", (), message)
+            raise
+        finally:
+            self._status.stop_heartbeat()
+        return 0
+
+    def _run_recorded(self, spent_before_s: float) -> None:
+        info = describe_device(self._folder, self._spec, self._probe)
+        limit_bytes = info.extra.get("memory_limit_bytes")
+        self._searcher = make_searcher(self._spec, limit_bytes, info.extra.get("last_level_cache_bytes"))
+        dropped = self._replay(spent_before_s)
+        self._event("started", run_id=self._spec.run_id, pid=os.getpid(), space_limit_bytes=limit_bytes)
+        if dropped:
+            text = dropped[:MAX_KEPT_TAIL_BYTES].decode("utf-8", "backslashreplace")
+            self._event("dropped_tail", n_bytes=len(dropped), text=text)
+        if self._progress.n_search or spent_before_s:
+            self._event("resumed", **self._progress.counts())
+        is_spent = self._budget.left_s() <= 0
+        state, reasons = ("done", ("budget spent",)) if is_spent else self._work(limit_bytes)
+        self._finish(state, reasons)
+
+    def _work(self, limit_bytes: int | None) -> tuple[str, tuple[str, ...]]:
+        """Search and confirm; the state that this ends in, and why."""
+        try:
+            with (self._folder / LOG).open("ab") as log:
+                self._start_measurer(limit_bytes, log)
+                reasons = self._search()
+                return "done", reasons + self._confirm()
+        except Stopped:
+            return "stopped", (f"stopped by {self._stopped_by}",)
+        finally:
+            if self._measurer is not None:
+                self._measurer.close()
+
+    def _finish(self, state: str, reasons: tuple[str, ...]) -> None:
+        """The frontier once more, with all samples; then the end."""
+        try:
+            self._progress.write_frontier(is_final=True)
+        except OSError as exc:
+            path = self._folder / FRONTIER
+            raise EdgeLtsError(f"cannot write {path}: {exc.strerror or exc}; free some space and resume") from exc
+        self._end(state, reasons)
+
+    def _end(self, state: str, reasons: tuple[str, ...], message: str = "") -> None:
+        counts = self._progress.counts()
+        self._status.update(state=state, reasons=list(reasons), message=message, **counts)
+        self._event("finished", state=state, reasons=list(reasons), message=message, **counts)
+
+    # -- setting up ----------------------------------------------------------------------------------------------------
+
+    def _budget_after(self, spent_before_s: float) -> Budget:
+        return Budget(self._spec.budget_s, spent_before_s=spent_before_s, clock=self._clock, begun_s=self._begun_s)
+
+    def _previous_status(self) -> dict[str, Any]:
+        """What an earlier life left, as far as it can be believed."""
+        try:
+            status = check_status(self._folder.read_status())
+        except (OSError, ValueError, EdgeLtsError):
+            return {}
+        return status if status.get("run_id") == self._spec.run_id else {}
+
+    def _start_measurer(self, limit_bytes: int | None, log: IO[bytes]) -> None:
+        self._measurer = self._make_measurer(self._spec, memory_limit_now(self._spec, limit_bytes), log)
+        self._stop_if_asked()  # from here on a signal reaches the measurer
+        try:
+            facts = self._measurer.start()
+        except EdgeLtsError:
+            self._stop_if_asked()
+            raise
+        self._status.update(state="running")
+        self._event("ready", **facts)
+
+    def _replay(self, spent_before_s: float) -> bytes:
+        """Ask and tell everything that the ledger holds; the torn tail, if any, is cut off and returned."""
+        reader = LedgerReader(self._folder / LEDGER)
+        spent_s = 0.0
+        for outcome in reader.outcomes():
+            if outcome.purpose == "search":
+                self._replay_one(outcome)
+            arch, duration_s = outcome.architecture, outcome.spent_s - spent_s
+            if spent_s > 0 and duration_s > 0:
+                self._durations.add(arch.arch_id, arch.total_params, duration_s)
+            spent_s = max(spent_s, outcome.spent_s)
+            self._progress.replay(outcome)
+        self._budget = self._budget_after(max(spent_s, spent_before_s))
+        self._progress.update_members()
+        self._status.update(**self._progress.counts())
+        return self._ledger.cut_tail(reader.valid_bytes) if reader.dropped_tail else b""
+
+    def _replay_one(self, outcome: Outcome) -> None:
+        candidate = self._next_candidate()
+        asked = None if candidate is None else (candidate.candidate_id, candidate.architecture.arch_id)
+        recorded = (outcome.candidate_id, outcome.architecture.arch_id)
+        if asked != recorded:
+            raise LedgerError(
+                f"{self._folder / LEDGER} does not belong to this spec.json: candidate {recorded[0]} is {recorded[1]} "
+                f"there, the search proposes {asked}; resume with the edge-lts that began the run, or begin a new one"
+            )
+        self._searcher.tell(outcome.candidate_id, self._progress.as_told(outcome))
+
+    # -- searching and confirming --------------------------------------------------------------------------------------
+
+    def _search(self) -> tuple[str, ...]:
+        """Until the searcher, the number of candidates or the searching share of the budget ends it; says which."""
+        share = 1 - self._spec.confirm_fraction
+        n_failed_in_a_row = 0
+        while True:
+            self._stop_if_asked()
+            reasons = tuple(self._searcher.stop())
+            if reasons:
+                return reasons
+            n_search, left_s = self._progress.n_search, self._budget.left_s(share)
+            if self._spec.max_candidates is not None and n_search >= self._spec.max_candidates:
+                return ("max_candidates reached",)
+            if n_search and left_s <= 0:
+                return ("budget spent",)
+            candidate = self._next_candidate()
+            if candidate is None:
+                return tuple(self._searcher.stop()) or ("nothing new to propose",)
+            arch = candidate.architecture
+            if n_search and not self._durations.fits(arch.arch_id, arch.total_params, left_s):
+                return ("budget spent",)
+            outcome = self._measure(candidate.candidate_id, arch, "search", candidate)
+            self._searcher.tell(candidate.candidate_id, self._progress.as_told(outcome))
+            n_failed_in_a_row = n_failed_in_a_row + 1 if isinstance(outcome, Failure) else 0
+            if isinstance(outcome, Failure) and n_failed_in_a_row >= MAX_CONSECUTIVE_FAILURES:
+                message = f"{n_failed_in_a_row} candidates failed in a row, the last one with: {outcome.message}"
+                raise EvaluationError(outcome.kind, message)
+
+    def _next_candidate(self) -> "Candidate | None":
+        """The next proposal not measured yet. A repeated one is answered from the ledger and never measured again."""
+        for _ in range(MAX_REPEATED_PROPOSALS):
+            candidates = self._searcher.ask(1)
+            if not candidates:
+                return None
+            candidate_id, arch_id = candidates[0].candidate_id, candidates[0].architecture.arch_id
+            if arch_id not in self._progress.candidate_ids:
+                return candidates[0]
+            repeated = dataclasses.replace(self._progress.first_outcome(arch_id), candidate_id=candidate_id)
+            self._searcher.tell(candidate_id, self._progress.as_told(repeated))
+        return None
+
+    def _confirm(self) -> tuple[str, ...]:
+        """Measure the frontier's members again, in rounds of random order, until each has three processes."""
+        import numpy as np
+
+        progress = self._progress
+        rng = np.random.default_rng([self._spec.seed, _CONFIRM_STREAM, progress.n_confirmations])
+        is_announced = False
+        while waiting := progress.unconfirmed():
+            self._stop_if_asked()
+            if not is_announced:
+                is_announced = True
+                self._status.update(state="confirming")
+                self._event("confirming", n_members=len(waiting))
+            affordable = self._affordable(waiting)
+            fewest = min(progress.n_attempts(arch_id) for arch_id in affordable)
+            turn = sorted(arch_id for arch_id in affordable if progress.n_attempts(arch_id) == fewest)
+            arch_id = turn[int(rng.integers(len(turn)))]
+            arch = progress.architecture(arch_id)
+            if not self._durations.fits(arch_id, arch.total_params, self._budget.left_s()):
+                return (f"no time to confirm {len(waiting)} of {len(progress.member_ids)} members",)
+            self._measure(progress.candidate_ids[arch_id], arch, "confirm")
+        return ("frontier confirmed",) if progress.member_ids else ()
+
+    def _affordable(self, waiting: list[str]) -> list[str]:
+        """Those members that what is left of the budget can bring to three processes; at least one.
+
+        Without time for all, a few with a `pi95` are worth more than all with two processes and none. Members nearer to
+        three come first, then any fixed order: ids are hashes.
+        """
+        left_s = self._budget.left_s()
+        chosen: list[str] = []
+        for arch_id in sorted(waiting, key=lambda member: (-self._progress.n_attempts(member), member)):
+            arch = self._progress.architecture(arch_id)
+            n_missing = MIN_PROCESSES_PI95 - self._progress.n_attempts(arch_id)
+            left_s -= n_missing * self._durations.estimate_s(arch_id, arch.total_params)
+            if left_s < 0 and chosen:
+                break
+            chosen.append(arch_id)
+        return chosen
+
+    # -- measuring and recording ---------------------------------------------------------------------------------------
+
+    def _measure(
+        self, candidate_id: int, architecture: Architecture, purpose: Purpose, candidate: "Candidate | None" = None
+    ) -> Outcome:
+        """Measure, record durably and count. Raises Stopped, with nothing recorded, when a signal came.
+
+        `candidate` says what the strategy predicted and why it asked; both go into the record.
+        """
+        if self._measurer is None:
+            raise RuntimeError("the measurer was not started")
+        begun_s = self._clock()
+        try:
+            outcome = self._measurer.measure(candidate_id, architecture, purpose)
+        except EdgeLtsError:
+            self._stop_if_asked()
+            raise
+        duration_s = self._clock() - begun_s
+        if outcome.architecture != architecture:
+            raise EvaluationError("crash", f"asked for {architecture.arch_id}, got {outcome.architecture.arch_id}")
+        spent_s, measured_at = round(self._budget.spent_s(), 3), now_utc()
+        changes: dict[str, Any] = {"purpose": purpose, "spent_s": spent_s, "measured_at": measured_at}
+        # The searcher's own architecture: one copy in memory.
+        outcome = dataclasses.replace(outcome, architecture=architecture, **changes)
+        if candidate is not None and isinstance(outcome, Evaluation) and (candidate.origin or candidate.predicted):
+            conditions = {**outcome.conditions, "origin": candidate.origin}
+            outcome = dataclasses.replace(outcome, predicted=dict(candidate.predicted), conditions=conditions)
+        try:
+            self._ledger.append(outcome.to_json())
+        except ValueError as exc:
+            outcome = Failure(
+                candidate_id=candidate_id,
+                architecture=architecture,
+                kind="nonfinite",
+                message=f"the record is not JSON: {exc}",
+                **changes,
+            )
+            self._ledger.append(outcome.to_json())
+        self._durations.add(architecture.arch_id, architecture.total_params, duration_s)
+        self._progress.add(outcome)
+        self._report(outcome)
+        return outcome
+
+    def _report(self, outcome: Outcome) -> None:
+        arch_id = outcome.architecture.arch_id
+        common = {"candidate_id": outcome.candidate_id, "arch_id": arch_id, "purpose": outcome.purpose}
+        if isinstance(outcome, Failure):
+            self._event("failed", **common, kind=outcome.kind, message=outcome.message[:500])
+        else:
+            medians = {name: central(value) for name, value in outcome.objectives.items()}
+            self._event("measured", **common, objectives=medians, flags=list(outcome.flags))
+            is_changed = self._progress.update_members()
+            if is_changed:
+                self._event("frontier", n=len(self._progress.member_ids))
+            self._is_frontier_stale |= is_changed or outcome.purpose == "confirm"
+            if self._is_frontier_stale and self._clock() >= self._frontier_due_s:
+                self._is_frontier_stale = False
+                self._frontier_due_s = self._clock() + FRONTIER_EVERY_S
+                with self._best_effort(FRONTIER):
+                    self._progress.write_frontier()
+        self._status.update(**self._progress.counts())
+
+    # -- signals and messages ------------------------------------------------------------------------------------------
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self._stopped_by is not None and signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self._stopped_by = signal.Signals(signum).name
+        if self._measurer is not None:
+            self._measurer.cancel()
+
+    def _stop_if_asked(self) -> None:
+        if self._stopped_by is not None:
+            raise Stopped(f"stopped by {self._stopped_by}")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _event(self, name: str, **fields: Any) -> None:
+        event = {"event": name, "time": now_utc(), "spent_s": round(self._budget.spent_s(), 3), **fields}
+        with self._best_effort(EVENTS):
+            self._folder.append_event(event)
+        self._emit(event)
+
+    @contextlib.contextmanager
+    def _best_effort(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            print(f"cannot write {self._folder / name}: {exc}", file=sys.stderr)  # noqa: T201  (the log)

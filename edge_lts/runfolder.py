@@ -1,0 +1,148 @@
+"""The files of a run, `runs/<run_id>/`, and how each is written (design §6).
+
+`ledger.jsonl` and `events.jsonl` and `log.txt` only ever grow. `spec.json`, `device.json`, `status.json` and
+`frontier.json` are replaced whole: written beside, then renamed, so that a reader sees the old one or the new one.
+Nothing here decides what a run does.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_lts.errors import LedgerError, SpecError
+from edge_lts.records import DeviceInfo, RunSpec
+
+SPEC, DEVICE, LEDGER = "spec.json", "device.json", "ledger.jsonl"
+EVENTS, STATUS, FRONTIER, LOG, LOCK = "events.jsonl", "status.json", "frontier.json", "log.txt", "lock"
+APPENDED_FILES = (LEDGER, EVENTS, LOG)
+REPLACED_FILES = (SPEC, DEVICE, STATUS, FRONTIER)
+MAX_JSON_BYTES = 16 << 20
+
+# In the device root, beside agents/, env/ and runs/.
+BOARD_LOCK, ROOT_MARKER = "board.lock", ".edge-lts-root"
+
+
+def now_utc() -> str:
+    """The wall clock as ISO-8601 in UTC; for people, never for arithmetic (a board without RTC may jump by years)."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_atomic(path: Path, data: bytes | Iterable[bytes], *, is_durable: bool = False) -> None:
+    """Replace `path` by `data` (or its pieces) in one step. Raises OSError and leaves the old file as it was."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
+            file.flush()
+            if is_durable:
+                os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if is_durable:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Write over the blocks that `path` already has: the last resort on a full disk. Not atomic."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        written = os.pwrite(fd, data, 0)
+        os.ftruncate(fd, written)
+    finally:
+        os.close(fd)
+
+
+def to_bytes(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, allow_nan=False).encode("ascii") + b"\n"  # indented, it would take ten times as long
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises OSError, or ValueError saying what is wrong; never anything else."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+    try:
+        data = json.loads(raw)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+    if not isinstance(data, dict):
+        raise ValueError(f"it must hold a JSON object, not {type(data).__name__}")
+    return data
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def default_root(self) -> Path:
+        """The device root that holds `runs/` with this run."""
+        return self.path.parent.parent
+
+    def read_spec(self) -> RunSpec:
+        """Raises SpecError naming file and key."""
+        path = self / SPEC
+        try:
+            return RunSpec.from_json(read_json(path))
+        except FileNotFoundError as exc:
+            raise SpecError(f"{path} does not exist: a run folder begins with its spec.json") from exc
+        except (OSError, TypeError, ValueError) as exc:
+            raise SpecError(f"{path}: {exc}") from exc
+
+    def read_device(self) -> DeviceInfo | None:
+        """What the run began on; None where nothing usable was recorded."""
+        try:
+            return DeviceInfo.from_json(read_json(self / DEVICE))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LedgerError) as exc:
+            raise LedgerError(f"{self / DEVICE}: {exc}; without it the run cannot go on: begin a new one") from exc
+
+    def read_status(self) -> dict[str, Any]:
+        """status.json as it stands. Raises OSError or ValueError; whoever shows it decides what that means."""
+        return read_json(self / STATUS)
+
+    def remove_parts(self) -> None:
+        """Remove what a killed supervisor had half written. The caller holds the lock."""
+        for part in self.path.glob(".*.part"):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file of the run that exists."""
+        found: dict[str, int] = {}
+        for name in (*REPLACED_FILES, *APPENDED_FILES):
+            try:
+                found[name] = (self / name).stat().st_size
+            except OSError:
+                continue
+        return found
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add a line to events.jsonl. Raises OSError."""
+        line = json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n"
+        fd = os.open(self / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)

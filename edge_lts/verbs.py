@@ -1,0 +1,239 @@
+"""What the agent's verbs do, except for moving and removing files (edge_lts.transfer).
+
+Each takes `emit`, which sends one protocol event, and returns the exit code. None imports torch: what needs it is
+started as another process.
+"""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import edge_lts
+from edge_lts import device
+from edge_lts.__main__ import error_event
+from edge_lts.agent import Emit, MeasurerLike, Supervisor
+from edge_lts.arch import Architecture
+from edge_lts.errors import EdgeLtsError, SpecError
+from edge_lts.job import Identity, Lock, detach, is_locked, read_holder
+from edge_lts.records import Protocol, RunSpec
+from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, SPEC, RunFolder, now_utc
+from edge_lts.status import ACTIVE_STATES, describe, is_alive
+
+PROOF_TIMEOUT_S = 900.0  # importing torch takes 100 s on an emulated board
+STDERR_TAIL_BYTES = 2000
+MAX_REQUEST_BYTES = 4 << 20
+_POLL_S = 0.05
+
+# Runs in a process of its own, because a torch built for another processor ends it with SIGILL. argv: the site folder.
+_PROOF = """
+import json, sys, time
+if sys.argv[1]:
+    sys.path.insert(0, sys.argv[1])
+begun = time.monotonic()
+import torch
+import_s = time.monotonic() - begun
+with torch.inference_mode():
+    x = torch.linspace(-1, 1, 64 * 64).reshape(64, 64)
+    rows = torch.softmax(x @ x.T, dim=-1).sum(dim=-1)
+    is_right = bool(torch.allclose(rows, torch.ones(64), atol=1e-4))
+print(json.dumps({"version": torch.__version__, "import_s": round(import_s, 3), "is_right": is_right,
+                  "is_cuda_build": torch.version.cuda is not None}))
+"""
+
+
+def own_command(site: Path | None) -> list[str]:
+    """The argv that runs this very agent again, from the zipapp or from a checkout, with nothing else on its path."""
+    package = Path(edge_lts.__file__).absolute().parent
+    prefix = [sys.executable, *(["-I"] if sys.flags.isolated else [])]
+    if package.parent.is_file():
+        prefix += [str(package.parent)]
+    else:
+        code = (
+            f"import sys; sys.path.insert(0, {str(package.parent)!r}); "
+            "from edge_lts.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        )
+        prefix += ["-c", code]
+    return prefix + ([] if site is None else ["--site", str(site)])
+
+
+def probe(emit: Emit, *, site: Path | None, root: Path | None, with_torch: bool) -> int:
+    data = device.probe().to_json()
+    free = device.disk_free_bytes(Path.home() if root is None else root)
+    emit({"event": "device", **data, "disk_free_bytes": free})
+    if with_torch:
+        emit(prove_torch(site))
+    return 0
+
+
+def prove_torch(site: Path | None, *, timeout_s: float = PROOF_TIMEOUT_S, proof: str = _PROOF) -> dict[str, Any]:
+    """Import torch and multiply in a child process. `signal` is its number (4 is SIGILL) if one ended the child."""
+    isolated = ["-I"] if sys.flags.isolated else []
+    result: dict[str, Any] = {"event": "torch", "ok": False, "version": None, "import_s": None, "is_cuda_build": None}
+    result.update(exit_status=None, signal=None, message="")
+    try:
+        done = subprocess.run(
+            [sys.executable, *isolated, "-c", proof, "" if site is None else str(site)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {**result, "message": f"torch was not proven within {timeout_s:g} s"}
+    except OSError as exc:
+        return {**result, "message": f"cannot start {sys.executable}: {exc.strerror or exc}"}
+    result["message"] = done.stderr[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
+    if done.returncode < 0:
+        return {**result, "signal": -done.returncode}
+    result["exit_status"] = done.returncode
+    try:
+        found = json.loads(done.stdout.splitlines()[-1]) if done.stdout else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        return result
+    is_right = found.pop("is_right", False) is True
+    return {**result, **found, "ok": done.returncode == 0 and is_right}
+
+
+def make_measurer(command: Sequence[str]) -> Callable[[RunSpec, int | None, IO[bytes]], MeasurerLike]:
+    def make(spec: RunSpec, memory_limit_bytes: int | None, log: IO[bytes]) -> MeasurerLike:
+        from edge_lts.measurer import Measurer
+
+        return Measurer(
+            command,
+            spec.protocol,
+            candidate_timeout_s=spec.candidate_timeout_s,
+            memory_limit_bytes=memory_limit_bytes,
+            log=log,
+            is_emulated=spec.is_emulated,
+        )
+
+    return make
+
+
+def search(emit: Emit, run_dir: Path, command: Sequence[str], *, root: Path | None, is_detached: bool) -> int:
+    folder = RunFolder(run_dir)
+    if not is_detached:
+        return Supervisor(folder, root=root, emit=emit, make_measurer=make_measurer(command)).run()
+    folder.read_spec()  # what is wrong with it is said here, before a process is made
+
+    def body(announce: Callable[[Mapping[str, Any]], None]) -> int:
+        def emit_first(event: Mapping[str, Any]) -> None:
+            if event["event"] == "started" or event.get("state") == "done":
+                announce(event)
+
+        try:
+            return Supervisor(folder, root=root, emit=emit_first, make_measurer=make_measurer(command)).run()
+        except EdgeLtsError as exc:
+            announce(error_event(exc))
+            sys.stderr.write(f"{now_utc()} {type(exc).__name__}: {exc}\n")
+            return exc.exit_code
+        except Exception as exc:
+            announce(error_event(exc))
+            raise
+
+    message = detach(folder / LOG, body)
+    emit(message)
+    return int(message.get("exit_code", 0)) if message.get("event") == "error" else 0
+
+
+def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path | None) -> int:
+    """Measure one architecture in a fresh process. A candidate that fails is an outcome, not an error."""
+    raw = stdin.read(MAX_REQUEST_BYTES)
+    try:
+        request = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise SpecError(f"the request is not JSON: {exc}") from exc
+    known = {"architecture", "protocol", "candidate_timeout_s", "memory_headroom", "is_emulated"}
+    if not isinstance(request, dict) or set(request) - known or "architecture" not in request:
+        raise SpecError(f"a request is an object with {', '.join(sorted(known))}; only the architecture is required")
+    architecture = Architecture.from_json(request["architecture"])
+    spec = RunSpec(  # borrows the checks of a run's settings
+        run_id="single",
+        space={},
+        budget_s=1.0,
+        target="single",
+        protocol=Protocol.from_json(request.get("protocol", {})),
+        candidate_timeout_s=request.get("candidate_timeout_s", 600.0),
+        memory_headroom=request.get("memory_headroom", 0.2),
+        is_emulated=request.get("is_emulated") is True,
+    )
+    root = default_root() if root is None else root
+    root.mkdir(parents=True, exist_ok=True)
+    available = device.memory_available_bytes()
+    limit = None if available is None else int(available * (1 - spec.memory_headroom))
+    with Lock(root / BOARD_LOCK, run_id="measure", what=f"this board ({root})"):
+        begun_s = time.monotonic()
+        measurer = make_measurer(command)(spec, limit, sys.stderr.buffer)
+        try:
+            emit({"event": "ready", **measurer.start()})
+            outcome = measurer.measure(0, architecture, "single")
+        finally:
+            measurer.close()
+    spent_s = round(time.monotonic() - begun_s, 3)
+    outcome = dataclasses.replace(outcome, purpose="single", spent_s=spent_s, measured_at=now_utc())
+    emit({"event": "outcome", **outcome.to_json()})
+    return 0
+
+
+def default_root() -> Path:
+    """Where edge-lts lives on a board (design §6)."""
+    return Path.home() / ".local/share/edge-lts"
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in (SPEC, LOCK, "status.json", "ledger.jsonl"))
+
+
+def runs_of(root: Path) -> list[Path]:
+    """Run folders of a device root, oldest name first."""
+    try:
+        return sorted(path for path in (root / "runs").iterdir() if path.is_dir() and is_run(path))
+    except OSError:
+        return []
+
+
+def status(emit: Emit, paths: Sequence[Path], *, show_all: bool) -> int:
+    """One event per run. Of a root: the runs that are not over and the one last heard of; with `show_all` every one."""
+    for path in paths:
+        if is_run(path) or not (path / "runs").is_dir():
+            emit({"event": "status", **describe(RunFolder(path))})
+            continue
+        found = [describe(RunFolder(run)) for run in runs_of(path)]
+        newest = max(found, key=lambda one: (str(one.get("updated_at", "")), str(one["run_id"])), default=None)
+        for one in found:
+            if show_all or one is newest or one["is_alive"] or one["state"] in (*ACTIVE_STATES, "interrupted"):
+                emit({"event": "status", **one})
+    return 0
+
+
+def stop(emit: Emit, run_dir: Path, *, timeout_s: float) -> int:
+    """SIGTERM to the run's supervisor and wait until its lock is free. Raises StillRunningError if not in time."""
+    folder = RunFolder(run_dir)
+    if not folder.path.is_dir():
+        raise SpecError(f"{folder.path} does not exist")
+    was_alive = is_alive(folder)
+    identity = Identity.from_json(read_holder(folder / LOCK)) if was_alive else None
+    if identity is not None and identity.terminate():
+        deadline = time.monotonic() + timeout_s
+        while is_locked(folder / LOCK):
+            if time.monotonic() >= deadline:
+                raise StillRunningError(
+                    f"run {folder.run_id} (pid {identity.pid}) has not ended within {timeout_s:g} s"
+                )
+            time.sleep(_POLL_S)
+    emit({"event": "stopped", "was_alive": was_alive, **describe(folder), "signal": int(signal.SIGTERM)})
+    return 0
+
+
+class StillRunningError(EdgeLtsError):
+    """A run did not end in time; it has been asked to and may still do so."""
+
+    exit_code = 124
