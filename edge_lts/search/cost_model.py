@@ -38,7 +38,7 @@ _OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in
 _AMPLITUDES = (0.0, 0.01, 0.03, 0.08)
 _WIDTHS = (0.0, 0.03, 0.1, 0.3)
 _NUGGETS = (0.0, 0.01, 0.03, 0.1)
-_NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)
+_NOISES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,7 @@ class GuidedSearcher(BaseSearcher):
         for cost in COSTS:
             value = outcome.objectives.get(cost)
             if isinstance(value, Measurement) and value.median > 0:
-                self._observed[cost].append(_observation(outcome, cost, value))
+                self._observed[cost].append(observation_of(outcome, cost, value))
         memory = central(outcome.objectives.get("peak_memory_bytes"))
         if memory is not None:
             self._memory.append((outcome.architecture, memory))
@@ -456,7 +456,7 @@ def _solutions(table: WidthTable, step: int, matrix: Floats) -> list[States]:
         return [solve(LayerTable(**shared, costs=np.hstack([mix, matrix])), epsilon=None) for mix in mixes]
 
 
-def _observation(outcome: Evaluation, cost: str, value: Measurement) -> Observation:
+def observation_of(outcome: Evaluation, cost: str, value: Measurement) -> Observation:
     anchor = outcome.conditions.get("anchor_s")
     anchor_s = anchor.get(cost) if isinstance(anchor, Mapping) else None
     error = 0.0 if value.ci95 is None else (value.ci95[1] - value.ci95[0]) / 3.92 / value.median

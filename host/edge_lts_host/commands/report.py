@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--members", metavar="N", type=int, default=20, help="frontier members in a table (default: 20; 0: all)"
     )
+    parser.add_argument(
+        "--cost-model", action="store_true", help="what layers cost on that board, and how well it predicts"
+    )
     common.add_output(parser)
 
 
@@ -32,6 +35,13 @@ def run(args: argparse.Namespace) -> int:
     folders = store.list_runs() if args.is_all else [store.resolve(run) for run in args.runs or [None]]
     if not folders:
         folders = [store.resolve()]
+    if args.cost_model:
+        from edge_lts_host.report import cost_model
+
+        if args.output == "csv":
+            raise UsageError("--cost-model has no csv; use -o json")
+        render.emit(cost_model.pages([cost_model.cost_report(folder) for folder in folders], args.output))
+        return 0
     report = compare.build_report(folders)
     render.emit(pages.report(report, args.output, args.members))
     return 0
