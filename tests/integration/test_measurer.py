@@ -20,7 +20,7 @@ from edge_lts.footprint import predicted_bytes
 from edge_lts.measurer import LineReader, Measurer
 from edge_lts.records import Evaluation, Failure, Protocol
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 ARCH = Architecture(backbone="gpt2", d_model=64, layers=(LayerSpec(d_inner=128, n_head=2),), vocab_size=100)
 PROTOCOL = Protocol(threads=1)
 WAIT_S = 30.0
@@ -286,7 +286,7 @@ def test_nothing_outlives_an_agent_that_is_killed(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from edge_lts.measurer import Measurer
-from tests.unit.edge_lts.test_measurer import ARCH, DEAF, PROTOCOL, command
+from tests.integration.test_measurer import ARCH, DEAF, PROTOCOL, command
 measurer = Measurer(command(), PROTOCOL, candidate_timeout_s=1000, memory_limit_bytes=None, log=sys.stderr.buffer)
 print(measurer.start()["pid"], flush=True)
 measurer.measure(DEAF, ARCH)

@@ -25,7 +25,7 @@ torch = importlib.import_module("torch") if is_required("torch") else pytest.imp
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MB = 1_000_000
 PROTOCOL = Protocol(threads=2, prompt_tokens=64, context_tokens=40, prefill_samples=6, decode_samples=8)
 SMALL = Architecture(

@@ -76,7 +76,7 @@ def test_counts_equal_published_literals(row: tuple[str, int, int, str, str, int
 
 @pytest.mark.parametrize(("name", "n_rows"), [("random_TransXL_lm1b", 183), ("pareto_TransXL_lm1b_titanxp", 40)])
 def test_counts_equal_every_published_row(name: str, n_rows: int) -> None:
-    beside = Path(__file__).parents[3].parent / "shared/data/lts_tables"
+    beside = Path(__file__).parents[2].parent / "shared/data/lts_tables"
     path = Path(os.environ.get("EDGE_LTS_LTS_TABLES", beside)) / f"{name}.csv"
     require("lts_tables", path.is_file(), f"{path} is not there; set EDGE_LTS_LTS_TABLES")
     with path.open(newline="", encoding="utf-8") as file:
@@ -95,7 +95,7 @@ def test_counts_equal_every_published_row(name: str, n_rows: int) -> None:
 
 
 def test_the_shipped_space_is_the_papers() -> None:
-    text = (Path(__file__).parents[3] / "spaces/lts-transformer-xl.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "spaces/lts-transformer-xl.toml").read_text(encoding="utf-8")
     space = SearchSpace.from_json(tomllib.loads(text))
     assert space.genes.n_layer == tuple(range(2, 17))
     assert space.genes.d_model == tuple(range(128, 1024, 64))
