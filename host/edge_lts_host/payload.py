@@ -13,6 +13,7 @@ this hash.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -77,6 +78,7 @@ def build_payload(source: Path | None = None) -> Payload:
     return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
 
 
+@functools.lru_cache(maxsize=512)  # pure, and a process may build the payload more than once
 def strip_talk(source: bytes) -> bytes:
     """A Python source without its comments and docstrings, every other token on its old line.
 
