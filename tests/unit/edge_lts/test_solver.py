@@ -49,7 +49,7 @@ def every_multiset(table: LayerTable) -> list[tuple[Key, np.ndarray]]:
 
 
 @given(small_tables())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_one_cost_is_exact_for_every_state_and_every_largest_layer(table: LayerTable) -> None:
     states = solve(table)
     multisets = every_multiset(table)
@@ -66,7 +66,7 @@ def test_one_cost_is_exact_for_every_state_and_every_largest_layer(table: LayerT
 
 
 @given(small_tables())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_layers_reproduce_their_state(table: LayerTable) -> None:
     states = solve(table)
     index = {layer: row for row, layer in enumerate(table.layers)}

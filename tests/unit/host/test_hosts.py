@@ -302,7 +302,7 @@ def test_devices_lists_boards_for_people_and_programs(capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["devices"] == []
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=6),
@@ -326,7 +326,7 @@ def test_any_json_is_hosts_or_a_store_error(data: object) -> None:
         assert "\n" not in str(exc)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(LAB)), st.text(max_size=12), st.integers(0, 12))
 def test_a_damaged_inventory_is_read_or_refused(tmp_path: Path, at: int, noise: str, n_lost: int) -> None:
     path = tmp_path / "fuzz.toml"

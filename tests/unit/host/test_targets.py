@@ -199,7 +199,7 @@ def _toml(value: object) -> str:
     return str(value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4))
 def test_any_toml_is_a_target_or_a_target_error(tmp_path: Path, data: dict[str, object]) -> None:
     path = tmp_path / "fuzz.toml"
@@ -214,7 +214,7 @@ def test_any_toml_is_a_target_or_a_target_error(tmp_path: Path, data: dict[str, 
         assert str(exc).startswith(f"{path}: ")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_target_or_a_target_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "fuzz.toml"

@@ -17,7 +17,7 @@ from edge_lts_host.spaces import list_spaces
 from edge_lts_host.targets import load_targets
 from tests.support import require
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _has(module: str) -> bool:

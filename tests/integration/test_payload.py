@@ -17,7 +17,7 @@ import pytest
 from edge_lts_host.errors import HostError
 from edge_lts_host.payload import MAX_PAYLOAD_BYTES, build_payload, source_dir, strip_talk
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def copy_sources(target: Path) -> Path:
