@@ -16,10 +16,10 @@ import numpy as np
 
 from edge_lts.arch import BACKBONES, Architecture, LayerSpec
 from edge_lts.errors import ArchitectureError, SpaceError
+from edge_lts.footprint import BYTES_PER_NUMBER
 from edge_lts.space_rules import Bound, Fixed, Genes, Rules, check_keys, integer
 from edge_lts.space_table import WidthTable
 
-BYTES_PER_PARAMETER = 4
 SAMPLE_PATIENCE = 64
 CHANGE_PATIENCE = 64
 MAX_SHAPES = 100_000
@@ -86,7 +86,7 @@ class SearchSpace:
             ("d_inner_over_d_model", all(rules.d_inner_over_d_model.allows(inner, d) for inner in inners)),
             ("decoder_params", rules.decoder_params.allows(count.decoder)),
             ("total_params", rules.total_params.allows(count.total)),
-            ("weight_bytes", rules.weight_bytes.allows(BYTES_PER_PARAMETER * count.total)),
+            ("weight_bytes", rules.weight_bytes.allows(BYTES_PER_NUMBER * count.total)),
         )
         return next((name for name, holds in checks if not holds), None)
 
@@ -305,7 +305,7 @@ def _apply_parameter_rules(space: SearchSpace, tables: list[WidthTable]) -> list
     for rule, label, noun, factor in (
         ("decoder_params", "decoder_params", "decoder parameters", 1),
         ("total_params", "total_params", "parameters", 1),
-        ("weight_bytes", "weight_bytes (memory)", "bytes of weights", BYTES_PER_PARAMETER),
+        ("weight_bytes", "weight_bytes (memory)", "bytes of weights", BYTES_PER_NUMBER),
     ):
         bound: Bound = getattr(space.rules, rule)
         if bound.is_open:

@@ -20,6 +20,7 @@ Shapes: B batch, T tokens, n = B T, D d_model, W width of a cluster's rows, C to
 import math
 from bisect import bisect_right
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,3 +102,27 @@ class AdaptiveHead(nn.Module):
             log_p_BTV[..., part] = functional.log_softmax(self.tables[i](x_BTW), dim=-1)
             log_p_BTV[..., part] += cluster_log_p[..., i - 1 : i]
         return log_p_BTV
+
+
+class Ends(NamedTuple):
+    """What stands before and behind a decoder; the projections only where d_embed is not d_model."""
+
+    token_embedding: AdaptiveEmbedding | Embedding
+    head: AdaptiveHead | Linear
+    embedding_projection: Linear | None
+    head_projection: Linear | None
+
+
+def build_ends(arch: Architecture) -> Ends:
+    """Adaptive embedding and head for `embedding_factor` above 1 (log-probabilities), plain ones otherwise (logits)."""
+    if arch.embedding_factor > 1:
+        adaptive = AdaptiveEmbedding(arch)
+        return Ends(adaptive, AdaptiveHead(arch, adaptive), None, None)
+    embedding = Embedding(arch.vocab_size, arch.d_embed)
+    head = Linear(arch.d_embed, arch.vocab_size, bias=False)
+    if arch.tie_embeddings:
+        head.weight = embedding.weight
+    if arch.d_embed == arch.d_model:
+        return Ends(embedding, head, None, None)
+    into = Linear(arch.d_embed, arch.d_model, bias=False)
+    return Ends(embedding, head, into, Linear(arch.d_model, arch.d_embed, bias=False))

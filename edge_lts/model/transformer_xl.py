@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_lts.arch import Architecture, LayerSpec
-from edge_lts.model.adaptive import AdaptiveEmbedding, AdaptiveHead
-from edge_lts.model.layers import Embedding, Linear, Logits
+from edge_lts.model.adaptive import AdaptiveEmbedding, build_ends
+from edge_lts.model.layers import Linear, Logits
 
 
 def sinusoids(distances_S: Tensor, d_model: int) -> Tensor:
@@ -235,21 +235,9 @@ class TransformerXl(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.arch = arch
-        self.token_embedding: AdaptiveEmbedding | Embedding
-        self.head: AdaptiveHead | Linear
-        self.embedding_projection: Linear | None = None
-        self.head_projection: Linear | None = None
-        if arch.embedding_factor > 1:
-            self.token_embedding = AdaptiveEmbedding(arch)
-            self.head = AdaptiveHead(arch, self.token_embedding)
-        else:
-            self.token_embedding = Embedding(arch.vocab_size, arch.d_embed)
-            self.head = Linear(arch.d_embed, arch.vocab_size, bias=False)
-            if arch.tie_embeddings:
-                self.head.weight = self.token_embedding.weight
-            if arch.d_embed != arch.d_model:
-                self.embedding_projection = Linear(arch.d_embed, arch.d_model, bias=False)
-                self.head_projection = Linear(arch.d_model, arch.d_embed, bias=False)
+        ends = build_ends(arch)
+        self.token_embedding, self.head = ends.token_embedding, ends.head
+        self.embedding_projection, self.head_projection = ends.embedding_projection, ends.head_projection
         self.decoder = Decoder(arch.d_model, arch.layers)
 
     def new_cache(self, *, batch: int = 1, capacity: int | None = None, mem_len: int | None = None) -> SegmentMemory:

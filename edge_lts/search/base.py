@@ -12,8 +12,8 @@ replaying. Failures are told like measurements; a searcher knows them and never 
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -196,6 +196,15 @@ class BaseSearcher(ABC):
                 return arch
         self._reasons = ("space exhausted",)
         return None
+
+
+def known_settings(strategy: str, settings: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` as arguments of a strategy's settings class. Raises SpecError naming a setting that it has not."""
+    known = [item.name for item in fields(settings)]
+    for key in data:
+        if key not in known:
+            raise SpecError(f"{strategy} has no setting {key!r:.80}; known: {', '.join(known)}")
+    return dict(data)
 
 
 def narrowed(space: SearchSpace, constraints: Sequence[Constraint]) -> SearchSpace:

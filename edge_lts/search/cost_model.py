@@ -18,7 +18,7 @@ Sources: Rasmussen and Williams 2006 (eq. 2.25 to 2.27 posterior, 5.12 leave-one
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.footprint import weight_bytes
+from edge_lts.records import Evaluation, Measurement, Protocol
 
 Floats = NDArray[np.float64]
 Shape = tuple[int, int, int]  # d_model, d_inner, n_head; d_inner 0 is what lies outside the layers
@@ -50,6 +51,15 @@ class Conditions:
     is_all_logits: bool = False
     cache_bytes: int | None = None
 
+    @classmethod
+    def of(cls, protocol: Protocol, cache_bytes: int | None) -> "Conditions":
+        return cls(
+            prompt_tokens=protocol.prompt_tokens,
+            context_tokens=protocol.context_tokens,
+            is_all_logits=protocol.logits == "all",
+            cache_bytes=cache_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
@@ -59,6 +69,22 @@ class Observation:
     seconds: float
     relative_error: float = 0.0
     anchor_s: float | None = None
+
+
+def observation_of(outcome: Evaluation, cost: str) -> Observation | None:
+    """What an evaluation says of one cost; None where it was not measured."""
+    value = outcome.objectives.get(cost)
+    if not isinstance(value, Measurement) or value.median <= 0:
+        return None
+    anchor = outcome.conditions.get("anchor_s")
+    anchor_s = anchor.get(cost) if isinstance(anchor, Mapping) else None
+    error = 0.0 if value.ci95 is None else (value.ci95[1] - value.ci95[0]) / 3.92 / value.median
+    return Observation(
+        architecture=outcome.architecture,
+        seconds=value.median,
+        relative_error=min(error, 0.5),
+        anchor_s=float(anchor_s) if isinstance(anchor_s, (int, float)) and anchor_s > 0 else None,
+    )
 
 
 def _layer_terms(cost: str, d_model: int, layers: Sequence[LayerSpec], conditions: Conditions) -> Floats:
@@ -148,12 +174,6 @@ class CostModel:
     def is_beyond_cache(self, arch: Architecture) -> bool:
         return _is_beyond(self.cost, arch, self.conditions)
 
-    def smooth(self, arch: Architecture, is_beyond: bool) -> tuple[Floats, float]:
-        """Smooth seconds of each layer (n_layer,) and of what lies outside the layers."""
-        rates = self._rates[is_beyond]
-        terms = _layer_terms(self.cost, arch.d_model, arch.layers, self.conditions)
-        return terms @ rates.layer, float(_base_terms(self.cost, arch, self.conditions) @ rates.base)
-
     def layer_costs(self, d_model: int, layers: Sequence[LayerSpec], is_beyond: bool) -> tuple[Floats, Floats]:
         """Seconds (m,) of each layer shape and the standard deviation of its relative deviation (m,)."""
         smooth = _layer_terms(self.cost, d_model, layers, self.conditions) @ self._rates[is_beyond].layer
@@ -162,7 +182,7 @@ class CostModel:
 
     def base_cost(self, arch: Architecture, is_beyond: bool) -> float:
         """Seconds outside the layers at this width, embedding and vocabulary."""
-        _, base = self.smooth(arch, is_beyond)
+        base = float(_base_terms(self.cost, arch, self.conditions) @ self._rates[is_beyond].base)
         deviation, _ = self._deviation([(arch.d_model, 0, 0)])
         return base * (1 + float(deviation[0]))
 
@@ -246,60 +266,54 @@ def fit(cost: str, observations: Sequence[Observation], conditions: Conditions) 
     drift = np.array(
         [0.0 if anchor is None or not item.anchor_s else math.log(item.anchor_s / anchor) for item in observations]
     )
+    rows = np.array([terms_of(cost, item.architecture, conditions) for item in observations])
+    beyond = np.array([_is_beyond(cost, item.architecture, conditions) for item in observations])
+    measured = np.array([item.seconds for item in observations])
     gamma = 0.0
     for _ in range(3):
-        seconds = np.array([item.seconds for item in observations]) * np.exp(-gamma * drift)
-        rates = _fit_rates(cost, observations, seconds, conditions)
-        errors = np.log(seconds / _smooth_totals(cost, observations, rates, conditions))
+        seconds = measured * np.exp(-gamma * drift)
+        errors = np.log(seconds / _smooth_totals(rows, beyond, _fit_rates(rows, beyond, seconds)))
         spread = float(drift @ drift)
         if spread < 1e-6:
             break
         step = float(drift @ (errors - np.median(errors))) / spread
         gamma = min(1.0, max(0.0, gamma + step))
-    seconds = np.array([item.seconds for item in observations]) * np.exp(-gamma * drift)
-    rates = _fit_rates(cost, observations, seconds, conditions)
-    return _fit_deviations(cost, observations, seconds, conditions, rates, gamma, anchor)
+    seconds = measured * np.exp(-gamma * drift)
+    rates = _fit_rates(rows, beyond, seconds)
+    totals = _smooth_totals(rows, beyond, rates)
+    return _fit_deviations(cost, observations, seconds, totals, conditions, rates, gamma, anchor)
 
 
-def _fit_rates(
-    cost: str, observations: Sequence[Observation], seconds: Floats, conditions: Conditions
-) -> dict[bool, _Rates]:
-    rows = np.array([terms_of(cost, item.architecture, conditions) for item in observations])
-    beyond = np.array([_is_beyond(cost, item.architecture, conditions) for item in observations])
+def _fit_rates(rows: Floats, beyond: NDArray[np.bool_], seconds: Floats) -> dict[bool, _Rates]:
+    """Rates of both regimes from the terms (n, 10) of the models measured in each, or of all where they are too few."""
     rates = {}
     for regime in (False, True):
         chosen = beyond == regime
         if chosen.sum() < MIN_PER_REGIME:
-            chosen = np.ones(len(observations), dtype=bool)
+            chosen = np.ones(len(rows), dtype=bool)
         solution = nonnegative_least_squares(rows[chosen] / seconds[chosen, None], np.ones(int(chosen.sum())))
         rates[regime] = _Rates(layer=solution[: len(LAYER_TERM_NAMES)], base=solution[len(LAYER_TERM_NAMES) :])
     return rates
 
 
-def _smooth_totals(
-    cost: str, observations: Sequence[Observation], rates: dict[bool, _Rates], conditions: Conditions
-) -> Floats:
-    totals = []
-    for item in observations:
-        arch = item.architecture
-        regime = rates[_is_beyond(cost, arch, conditions)]
-        layers = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer
-        totals.append(float(layers.sum() + _base_terms(cost, arch, conditions) @ regime.base))
-    result: Floats = np.maximum(np.array(totals), 1e-12)
-    return result
+def _smooth_totals(rows: Floats, beyond: NDArray[np.bool_], rates: dict[bool, _Rates]) -> Floats:
+    """Smooth seconds (n,) of whole models, each at the rates of its regime."""
+    resident, larger = (rows @ np.concatenate([rates[regime].layer, rates[regime].base]) for regime in (False, True))
+    totals: Floats = np.maximum(np.where(beyond, larger, resident), 1e-12)
+    return totals
 
 
 def _fit_deviations(
     cost: str,
     observations: Sequence[Observation],
     seconds: Floats,
+    totals: Floats,
     conditions: Conditions,
     rates: dict[bool, _Rates],
     gamma: float,
     anchor: float | None,
 ) -> CostModel:
     index: dict[Shape, int] = {}
-    totals = _smooth_totals(cost, observations, rates, conditions)
     entries: list[tuple[int, int, float]] = []
     for row, item in enumerate(observations):
         arch = item.architecture

@@ -11,7 +11,7 @@ and the largest member first.
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import SpecError
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.pareto import nondominated
-from edge_lts.search.base import BaseSearcher, Score
+from edge_lts.search.base import BaseSearcher, Score, known_settings
 from edge_lts.space import SearchSpace
 
 Step = Literal["sample", "mutate", "cross"]
@@ -53,11 +53,7 @@ class EvolutionSettings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EvolutionSettings":
         """Settings by name; a `population` given alone keeps the paper's shares: 20 % parents, 40 % each child."""
-        known = [item.name for item in fields(cls)]
-        for key in data:
-            if key not in known:
-                raise SpecError(f"evolution has no setting {key!r:.80}; known: {', '.join(known)}")
-        values = dict(data)
+        values = known_settings("evolution", cls, data)
         population = values.get("population")
         if isinstance(population, int) and not isinstance(population, bool):
             values.setdefault("parents", max(1, population // 5))

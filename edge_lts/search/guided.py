@@ -17,7 +17,7 @@ flatters, so the error along the frontier is another one, and both are recorded 
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import SpaceError, SpecError
-from edge_lts.footprint import cache_bytes, cache_tokens, predicted_bytes, working_set_bytes
+from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes, cache_tokens, predicted_bytes, working_set_bytes
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.pareto import hypervolume, nondominated
-from edge_lts.records import Evaluation, Measurement, Outcome, Protocol, central
-from edge_lts.search.base import BaseSearcher, Candidate
+from edge_lts.records import Evaluation, Outcome, Protocol, central
+from edge_lts.search.base import BaseSearcher, Candidate, known_settings
 from edge_lts.search.cost_model import (
     COSTS,
     Conditions,
@@ -37,6 +37,7 @@ from edge_lts.search.cost_model import (
     Observation,
     fit,
     nonnegative_least_squares,
+    observation_of,
     terms_of,
 )
 from edge_lts.search.solver import LayerTable, States, solve
@@ -80,11 +81,7 @@ class GuidedSettings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GuidedSettings":
-        known = [item.name for item in fields(cls)]
-        for key in data:
-            if key not in known:
-                raise SpecError(f"guided has no setting {key!r:.80}; known: {', '.join(known)}")
-        return cls(**data)
+        return cls(**known_settings("guided", cls, data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +119,7 @@ class GuidedSearcher(BaseSearcher):
                 )
         self._settings = settings or GuidedSettings()
         self._protocol = protocol or Protocol()
-        self._conditions = Conditions(
-            prompt_tokens=self._protocol.prompt_tokens,
-            context_tokens=self._protocol.context_tokens,
-            is_all_logits=self._protocol.logits == "all",
-            cache_bytes=self._settings.cache_bytes,
-        )
+        self._conditions = Conditions.of(self._protocol, self._settings.cache_bytes)
         self._plan: deque[tuple[Architecture, str]] = deque()
         self._origin: dict[Architecture, str] = {}
         self._observed: dict[str, list[Observation]] = {cost: [] for cost in COSTS}
@@ -155,9 +147,9 @@ class GuidedSearcher(BaseSearcher):
         if not isinstance(outcome, Evaluation):
             return
         for cost in COSTS:
-            value = outcome.objectives.get(cost)
-            if isinstance(value, Measurement) and value.median > 0:
-                self._observed[cost].append(observation_of(outcome, cost, value))
+            observation = observation_of(outcome, cost)
+            if observation is not None:
+                self._observed[cost].append(observation)
         memory = central(outcome.objectives.get("peak_memory_bytes"))
         if memory is not None:
             self._memory.append((outcome.architecture, memory))
@@ -315,7 +307,7 @@ class GuidedSearcher(BaseSearcher):
         size = self._settings.cache_bytes
         if size is None:
             return (False,)
-        low, high = (4 * (value + table.outside) for value in table.extent())
+        low, high = (BYTES_PER_NUMBER * (value + table.outside) for value in table.extent())
         return tuple(regime for regime, exists in ((False, low <= size), (True, high > size)) if exists)
 
     def _losses(
@@ -327,7 +319,7 @@ class GuidedSearcher(BaseSearcher):
         slope = (table.costs[-1] - table.costs[0]) // (inner[-1] - inner[0]) if len(inner) > 1 else 0
         first = table.costs[0] - slope * inner[0]
         decoder = table.base + states.depth * first + slope * states.d_inner_sum
-        weights = 4 * (decoder + table.outside)
+        weights = BYTES_PER_NUMBER * (decoder + table.outside)
         cache = states.depth * cache_bytes(one, cache_tokens(one, protocol))
         working = np.zeros(len(states))
         for value in np.unique(states.d_inner_max):
@@ -446,23 +438,11 @@ def _solutions(table: WidthTable, step: int, matrix: Floats) -> list[States]:
             solve(LayerTable(**{**shared, "layers": (shape,), "features": shared["features"][:1]}, costs=costs[None]))
             for shape, costs in zip(table.shapes, matrix, strict=True)
         ]
-    if matrix.shape[1] == 1:
-        return [solve(LayerTable(**shared, costs=matrix))]
     try:
         return [solve(LayerTable(**shared, costs=matrix))]
     except SpaceError:
+        if matrix.shape[1] == 1:
+            raise
         relative = matrix / matrix.mean(axis=0)
         mixes = [share * relative[:, :1] + (1 - share) * relative[:, 1:2] for share in WEIGHTINGS]
         return [solve(LayerTable(**shared, costs=np.hstack([mix, matrix])), epsilon=None) for mix in mixes]
-
-
-def observation_of(outcome: Evaluation, cost: str, value: Measurement) -> Observation:
-    anchor = outcome.conditions.get("anchor_s")
-    anchor_s = anchor.get(cost) if isinstance(anchor, Mapping) else None
-    error = 0.0 if value.ci95 is None else (value.ci95[1] - value.ci95[0]) / 3.92 / value.median
-    return Observation(
-        architecture=outcome.architecture,
-        seconds=value.median,
-        relative_error=min(error, 0.5),
-        anchor_s=float(anchor_s) if isinstance(anchor_s, (int, float)) and anchor_s > 0 else None,
-    )

@@ -12,9 +12,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from edge_lts.records import Evaluation, Measurement, central
-from edge_lts.search.cost_model import COSTS, Conditions, fit
-from edge_lts.search.guided import observation_of
+from edge_lts.records import Evaluation, central
+from edge_lts.search.cost_model import COSTS, Conditions, fit, observation_of
 from edge_lts.stats import median
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import render
@@ -39,19 +38,10 @@ def cost_report(folder: RunFolder) -> dict[str, Any]:
         )
     protocol = resolved_protocol(spec, outcomes)
     size = spec.settings.get("cache_bytes", None if device is None else device.extra.get("last_level_cache_bytes"))
-    conditions = Conditions(
-        prompt_tokens=protocol.prompt_tokens,
-        context_tokens=protocol.context_tokens,
-        is_all_logits=protocol.logits == "all",
-        cache_bytes=size if isinstance(size, int) else None,
-    )
+    conditions = Conditions.of(protocol, size if isinstance(size, int) else None)
     models = []
     for cost in COSTS:
-        seen = [
-            observation_of(item, cost, value)
-            for item in evaluations
-            if isinstance(value := item.objectives.get(cost), Measurement) and value.median > 0
-        ]
+        seen = [found for item in evaluations if (found := observation_of(item, cost)) is not None]
         if len(seen) >= MIN_EVALUATIONS:
             models.append(fit(cost, seen, conditions).to_json())
     return {"run_id": spec.run_id, "models": models, "errors": _errors(evaluations)}
