@@ -7,8 +7,10 @@ Drawing follows Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094,
 """
 
 import dataclasses
+import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +19,17 @@ import numpy as np
 from edge_lts.arch import BACKBONES, Architecture, LayerSpec
 from edge_lts.errors import ArchitectureError, SpaceError
 from edge_lts.footprint import BYTES_PER_NUMBER
-from edge_lts.space_rules import Bound, Fixed, Genes, Rules, check_keys, integer
+from edge_lts.space_rules import GENE_KEYS, Bound, Fixed, Genes, Rules, Side, check_keys, integer
 from edge_lts.space_table import WidthTable
 
 SAMPLE_PATIENCE = 64
 CHANGE_PATIENCE = 64
 MAX_SHAPES = 100_000
+MAX_TABLES = 4096
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
 _KEYS = ("name", "description", "backbone", "rank", "genes", "fixed", "rules")
+
+_Key = tuple[int, int, int]  # d_model, d_embed, vocab_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +47,25 @@ class SearchSpace:
     rules: Rules = field(default_factory=Rules)
     description: str = ""
     rank: int | None = None
-    _tables: dict[int, WidthTable] = field(init=False, repr=False, compare=False)
+    _tables: dict[_Key, WidthTable] = field(init=False, repr=False, compare=False)
     _pairs: tuple[tuple[WidthTable, int], ...] = field(init=False, repr=False, compare=False)
+    _widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         tables = _apply_parameter_rules(self, _apply_shape_rules(self))
-        object.__setattr__(self, "_tables", {table.d_model: table for table in tables})
+        keyed = {(table.d_model, table.d_embed, table.vocab_size): table for table in tables}
+        object.__setattr__(self, "_tables", keyed)
         object.__setattr__(self, "_pairs", tuple((table, depth) for table in tables for depth in table.depths))
+        object.__setattr__(self, "_widths", tuple(dict.fromkeys(table.d_model for table in tables)))
 
     @property
     def tables(self) -> tuple[WidthTable, ...]:
-        """What can be built at each width that has members, by ascending d_model."""
+        """What can be built at each (d_model, d_embed, vocab_size) that has members, in ascending order of these."""
         return tuple(self._tables.values())
 
-    def table(self, d_model: int) -> WidthTable:
-        return self._tables[d_model]
+    def table_of(self, arch: Architecture) -> WidthTable:
+        """The table of a member, or of what differs from one in its layers alone. Raises KeyError for others."""
+        return self._tables[arch.d_model, arch.d_embed, arch.vocab_size]
 
     # -- membership ----------------------------------------------------------------------------------------------------
 
@@ -71,8 +80,8 @@ class SearchSpace:
         count = arch.parameter_count
         checks = (
             ("backbone", arch.backbone == self.backbone),
-            ("vocab_size", arch.vocab_size == fixed.vocab_size),
-            ("d_embed", arch.d_embed == (fixed.d_embed or d)),
+            ("vocab_size", arch.vocab_size in _vocab_sizes(self)),
+            ("d_embed", arch.d_embed in _d_embeds(self, d)),
             ("embedding_factor", arch.embedding_factor == fixed.embedding_factor),
             ("cutoffs", arch.cutoffs is None),
             ("max_seq_len", arch.max_seq_len == fixed.max_seq_len),
@@ -90,10 +99,15 @@ class SearchSpace:
         )
         return next((name for name, holds in checks if not holds), None)
 
+    def bounds_of(self, arch: Architecture) -> tuple[tuple[str, int, Side], ...]:
+        """(gene, value, side) wherever a member stands at the edge of the space; see `Genes.bounds_of`."""
+        return self.genes.bounds_of(arch)
+
     # -- drawing -------------------------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator) -> Architecture:
-        """A random member: depth and width uniform over the feasible pairs, layers uniform over what the width allows.
+        """A random member: depth, width and embedding uniform over what is feasible together, layers over what the
+        width allows.
 
         A draw that breaks a bound on parameters is drawn again, all of it, `SAMPLE_PATIENCE` times; after that each
         layer is drawn among those that still lead to a member. Raises SpaceError naming the rule if even that finds
@@ -115,14 +129,15 @@ class SearchSpace:
     def mutate(self, parent: Architecture, rng: np.random.Generator, p: float = 0.3) -> Architecture | None:
         """A member in which each gene of `parent` was drawn again with probability `p`; it may equal the parent.
 
-        Genes are n_layer, d_model and each layer's d_inner and n_head. A smaller depth drops layers at random, a larger
-        one adds random ones; a value that the new width does not allow is drawn again. None if no try of
-        `CHANGE_PATIENCE` keeps the rules.
+        Genes are n_layer, d_model, each layer's d_inner and n_head, and d_embed and vocab_size where the space says so.
+        A smaller depth drops layers at random, a larger one adds random ones; a value that the new width does not allow
+        is drawn again. None if no try of `CHANGE_PATIENCE` keeps the rules.
         """
         for _ in range(CHANGE_PATIENCE):
-            table = self._tables.get(parent.d_model)
-            if table is None or rng.random() < p:
-                table = self._draw_table(rng)
+            d_model = _redraw(parent.d_model, self._widths, rng, p)
+            table = self._table(d_model, lambda gene, allowed: _redraw(getattr(parent, gene), allowed, rng, p))
+            if table is None:
+                continue
             depth = parent.n_layer
             if depth not in table.depths or rng.random() < p:
                 depth = table.depths[int(rng.integers(len(table.depths)))]
@@ -149,8 +164,9 @@ class SearchSpace:
         `CHANGE_PATIENCE` keeps the rules.
         """
         for _ in range(CHANGE_PATIENCE):
-            table = self._tables.get((one, other)[int(rng.integers(2))].d_model)
+            d_model = (one, other)[int(rng.integers(2))].d_model
             depth = (one, other)[int(rng.integers(2))].n_layer
+            table = self._table(d_model, lambda gene, _: getattr((one, other)[int(rng.integers(2))], gene))
             if table is None or depth not in table.depths:
                 continue
             first, second = sorted(_keep(one.layers, depth, rng)), sorted(_keep(other.layers, depth, rng))
@@ -176,19 +192,25 @@ class SearchSpace:
 
         A set of layers counts once, whatever their order. Exact for all built-in spaces (the paper's takes 0.1 s).
         """
-        counts = [table.count() for table in self._tables.values()]
-        exact = [count for count in counts if count is not None]
-        if len(exact) == len(counts):
-            return sum(exact)
+        counts: dict[tuple[object, ...], int | None] = {}
+        total: int | None = 0
+        for table in self._tables.values():
+            alike = (table.d_model, table.low, table.high, table.depths)  # of any embedding: the layers are the same
+            if alike not in counts:
+                counts[alike] = table.count()
+            count = counts[alike]
+            total = None if total is None or count is None else total + count
+        if total is not None:
+            return total
         return float(min(sum(table.count_unbounded() for table in self._tables.values()), 10**308))
 
     def enumerate(self) -> Iterator[Architecture]:
-        """Every member once, by d_model, then n_layer, then layers. Only for spaces whose `size` is small."""
+        """Every member once, by d_model, d_embed, vocab_size, n_layer, layers. Only where `size` is small."""
         for table, depth in self._pairs:
             for picks in table.walk(depth):
                 yield self.build(table, picks)
 
-    # -- narrowing and JSON --------------------------------------------------------------------------------------------
+    # -- narrowing, widening and JSON ----------------------------------------------------------------------------------
 
     def restricted(
         self,
@@ -207,14 +229,30 @@ class SearchSpace:
         decoder = _tighter(rules.decoder_params, min_decoder_params, max_decoder_params)
         return dataclasses.replace(self, rules=dataclasses.replace(rules, weight_bytes=weights, decoder_params=decoder))
 
+    def widened(self, gene: str, side: Side) -> "SearchSpace | None":
+        """The space with further values of `gene` beyond that bound (`Genes.widened`); the rules stay.
+
+        None where no value can be added, or the rules allow none of those. Raises SpaceError for what is no gene.
+        """
+        genes = self.genes.widened(gene, side)
+        if genes is None:
+            return None
+        try:
+            space = dataclasses.replace(self, genes=genes)
+        except SpaceError:  # too many combinations, or an embedding that cannot be built
+            return None
+        added = set(getattr(genes, gene)) - set(getattr(self.genes, gene))
+        return space if any(added.intersection(_values(table, gene)) for table in space.tables) else None
+
     def to_json(self) -> dict[str, Any]:
+        genes, fixed = self.genes.to_json(), self.fixed.to_json()
         return {
             "name": self.name,
             "description": self.description,
             "backbone": self.backbone,
             **({} if self.rank is None else {"rank": self.rank}),
-            "genes": self.genes.to_json(),
-            "fixed": self.fixed.to_json(),
+            "genes": genes,
+            "fixed": {key: value for key, value in fixed.items() if key not in genes},
             "rules": self.rules.to_json(),
         }
 
@@ -229,11 +267,15 @@ class SearchSpace:
             raise SpaceError(f"unknown backbone {backbone!r:.80}; known: {', '.join(BACKBONES)}")
         if not isinstance(description, str):
             raise SpaceError(f"description must be text, not {description!r:.80}")
+        genes, fixed = Genes.from_json(items["genes"]), Fixed.from_json(items.get("fixed", {}))
+        for key in GENE_KEYS:
+            if key in items.get("fixed", {}) and key in items["genes"]:
+                raise SpaceError(f"genes.{key}: {key} is in [fixed] too; keep one of the two")
         return cls(
             name=name,
             backbone=backbone,
-            genes=Genes.from_json(items["genes"]),
-            fixed=Fixed.from_json(items.get("fixed", {})),
+            genes=genes,
+            fixed=fixed,
             rules=Rules.from_json(items.get("rules", {})),
             description=description,
             rank=integer("rank", items["rank"], maximum=1000) if "rank" in items else None,
@@ -241,27 +283,46 @@ class SearchSpace:
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
-    def _draw_table(self, rng: np.random.Generator) -> WidthTable:
-        tables = tuple(self._tables.values())
-        return tables[int(rng.integers(len(tables)))]
+    def _table(self, d_model: int, choose: Callable[[str, tuple[int, ...]], int]) -> WidthTable | None:
+        """The table of a width and of the embedding whose genes are `choose(gene, values)`; None without members."""
+        genes, fixed = self.genes, self.fixed
+        d_embed = choose("d_embed", genes.d_embed) if genes.d_embed else fixed.d_embed or d_model
+        vocab_size = choose("vocab_size", genes.vocab_size) if genes.vocab_size else fixed.vocab_size
+        return self._tables.get((d_model, d_embed, vocab_size))
 
     def build(self, table: WidthTable, picks: list[int]) -> Architecture:
         """The member with these shapes of `table`, in canonical order."""
         picks = sorted(picks)
         layers = tuple(table.shapes[pick] for pick in picks)
-        return Architecture(d_model=table.d_model, layers=layers, **_fixed_fields(self, table.d_model))
+        return Architecture(
+            d_model=table.d_model, layers=layers, **_fields_outside(self, table.d_embed, table.vocab_size)
+        )
 
     def _parameter_rule(self) -> str:
         rules = (name for name in ("decoder_params", "total_params") if not getattr(self.rules, name).is_open)
         return next(rules, "weight_bytes")
 
 
-def _fixed_fields(space: SearchSpace, d_model: int) -> dict[str, Any]:
+def _vocab_sizes(space: SearchSpace) -> tuple[int, ...]:
+    return space.genes.vocab_size or (space.fixed.vocab_size,)
+
+
+def _d_embeds(space: SearchSpace, d_model: int) -> tuple[int, ...]:
+    return space.genes.d_embed or (space.fixed.d_embed or d_model,)
+
+
+def _values(table: WidthTable, gene: str) -> tuple[int, ...]:
+    values = getattr(table, "depths" if gene == "n_layer" else gene)
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _fields_outside(space: SearchSpace, d_embed: int, vocab_size: int) -> dict[str, Any]:
+    """What an architecture has besides width and layers."""
     fixed = space.fixed
     return {
         "backbone": space.backbone,
-        "vocab_size": fixed.vocab_size,
-        "d_embed": fixed.d_embed or d_model,
+        "vocab_size": vocab_size,
+        "d_embed": d_embed,
         "embedding_factor": fixed.embedding_factor,
         "max_seq_len": fixed.max_seq_len,
         "tie_embeddings": fixed.tie_embeddings,
@@ -273,10 +334,13 @@ def _empty(space: SearchSpace, rule: str, why: str) -> SpaceError:
 
 
 def _apply_shape_rules(space: SearchSpace) -> list[WidthTable]:
-    """A table for each width at which a layer can be built. Raises SpaceError naming the rule that leaves none."""
+    """A table for each embedding at each width at which a layer can be built. Raises SpaceError naming the rule that
+    leaves none."""
     genes, rules = space.genes, space.rules
-    if len(genes.d_model) * len(genes.d_inner) * len(genes.n_head) > MAX_SHAPES:
-        raise SpaceError(f"genes: more than {MAX_SHAPES:,} combinations of d_model, d_inner, n_head; take larger steps")
+    for limit, names in ((MAX_SHAPES, GENE_KEYS[1:]), (MAX_TABLES, ("d_model", "d_embed", "vocab_size"))):
+        counts = {name: len(getattr(genes, name)) for name in names if getattr(genes, name)}
+        if math.prod(counts.values()) > limit:
+            raise SpaceError(f"genes: more than {limit:,} combinations of {', '.join(counts)}; take larger steps")
     heads = {d: tuple(head for head in genes.n_head if d % head == 0) for d in genes.d_model}
     heads = {d: allowed for d, allowed in heads.items() if allowed}
     if not heads:
@@ -291,13 +355,19 @@ def _apply_shape_rules(space: SearchSpace) -> list[WidthTable]:
     if not inners:
         why = f"d_inner / d_model is never {ratio} at widths {', '.join(map(str, heads))}; change d_inner or the rule"
         raise _empty(space, "d_inner_over_d_model", f"{why:.300}")
+    tables = []
     try:
-        return [
-            WidthTable.build(d, inners[d], heads[d], genes.n_layer, _fixed_fields(space, d), rules.homogeneous)
-            for d in inners
-        ]
+        for d in inners:
+            first, *others = (
+                _fields_outside(space, d_embed, vocab_size)
+                for d_embed, vocab_size in itertools.product(_d_embeds(space, d), _vocab_sizes(space))
+            )
+            table = WidthTable.build(d, inners[d], heads[d], genes.n_layer, first, rules.homogeneous)
+            tables += [table, *(table.within(fields) for fields in others)]
     except ArchitectureError as error:
-        raise SpaceError(f"fixed: {error}") from error
+        where = next((f"genes.{gene}" for gene in ("d_embed", "vocab_size") if getattr(genes, gene)), "fixed")
+        raise SpaceError(f"{where}: {error}") from error
+    return tables
 
 
 def _apply_parameter_rules(space: SearchSpace, tables: list[WidthTable]) -> list[WidthTable]:

@@ -7,15 +7,29 @@ name of the file is added by whoever read the file. Nothing here knows whether t
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
-from edge_lts.arch import DEFAULT_MAX_SEQ_LEN, DEFAULT_VOCAB_SIZE, MAX_DIMENSION, MAX_LAYERS
+from edge_lts.arch import DEFAULT_MAX_SEQ_LEN, DEFAULT_VOCAB_SIZE, MAX_DIMENSION, MAX_LAYERS, Architecture
 from edge_lts.errors import SpaceError
 
 MAX_CHOICES = 4096
 MAX_COUNT = 1 << 53
+
+Side = Literal["low", "high"]
+
+# Where decoder_params was shown to rank perplexity: rule -> its inclusive bounds (low, high); None where there is none.
+#   decoder_params  0.4M to 100M: the panels of Javaheripi et al. 2022 (arXiv 2203.02094; data on branch neurips-lts of
+#                   microsoft/archai) have 0.36M to 46M, their trained Pareto sets reach 100M
+#   the others      the guard rails of our own spaces (docs/search.md), well inside those panels (d_model 64 to 512 with
+#                   2, 4 or 8 heads, d_inner 512 to 2048, 2 to 16 layers), whose corners hold few models
+VALIDATED: Mapping[str, tuple[int | None, int | None]] = {
+    "decoder_params": (400_000, 100_000_000),
+    "n_layer": (4, None),
+    "d_head": (32, 128),
+    "d_inner_over_d_model": (None, 8),
+}
 
 _RANGE_KEYS = ("min", "max", "step")
 _INTEGER_BOUND_KEYS = ("at_least", "at_most")
@@ -144,32 +158,73 @@ def _exact(value: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genes:
-    """The values that each gene may take, ascending. `d_inner` and `n_head` are chosen per layer."""
+    """The values that each gene may take, ascending. `d_inner` and `n_head` are chosen per layer.
+
+    `d_embed` and `vocab_size` without values are no genes: `Fixed` holds them.
+    """
 
     n_layer: tuple[int, ...]
     d_model: tuple[int, ...]
     d_inner: tuple[int, ...]
     n_head: tuple[int, ...]
+    d_embed: tuple[int, ...] = ()
+    vocab_size: tuple[int, ...] = ()
+
+    def bounds_of(self, arch: Architecture) -> tuple[tuple[str, int, Side], ...]:
+        """(gene, value, side) wherever `arch` has a gene's smallest or largest value, for a layer's genes in any layer.
+
+        A gene with a single value has no bounds.
+        """
+        found: list[tuple[str, int, Side]] = []
+        for gene in GENE_KEYS:
+            values = getattr(self, gene)
+            own = {getattr(layer, gene) for layer in arch.layers} if gene in _LAYER_GENES else {getattr(arch, gene)}
+            if len(values) > 1:
+                found += [(gene, values[0], "low")] if values[0] in own else []
+                found += [(gene, values[-1], "high")] if values[-1] in own else []
+        return tuple(found)
+
+    def widened(self, gene: str, side: Side) -> "Genes | None":
+        """With more values of `gene` beyond that bound; None where there are none, as for a gene with a single value.
+
+        A quarter of the extent is added, at least one step, in steps of the last spacing; `n_head` gets the next power
+        of two. Raises SpaceError for what is no gene.
+        """
+        if gene not in GENE_KEYS:
+            raise SpaceError(f"{gene!r:.80} is no gene; known: {', '.join(GENE_KEYS)}")
+        values: tuple[int, ...] = getattr(self, gene)
+        if len(values) < 2:
+            return None
+        if gene == "n_head":
+            further = [1 << values[-1].bit_length() if side == "high" else (1 << (values[0] - 1).bit_length()) >> 1]
+        else:
+            edge, before = (values[-1], values[-2]) if side == "high" else (values[0], values[1])
+            n_steps = max(1, (values[-1] - values[0]) // (4 * abs(edge - before)))
+            further = [edge + (edge - before) * step for step in range(1, n_steps + 1)]
+        limit = _limit(gene)
+        further = [value for value in further if 1 <= value <= limit]
+        if not further or len(values) + len(further) > MAX_CHOICES:
+            return None
+        return replace(self, **{gene: tuple(sorted((*values, *further)))})
 
     def to_json(self) -> dict[str, Any]:
-        return {key: _choices_json(getattr(self, key)) for key in _GENE_KEYS}
+        return {key: _choices_json(getattr(self, key)) for key in GENE_KEYS if getattr(self, key)}
 
     @classmethod
     def from_json(cls, data: object) -> "Genes":
         if isinstance(data, Mapping):
             for key in data:
-                if key in _FIXED_KEYS:
-                    raise SpaceError(f"genes: {key} cannot be a gene yet; move it to [fixed]")
-        items = check_keys("genes", data, _GENE_KEYS, required=_GENE_KEYS)
-        limits = {"n_layer": MAX_LAYERS}
+                if key in _FIXED_KEYS and key not in GENE_KEYS:
+                    raise SpaceError(f"genes: {key} cannot be a gene; move it to [fixed]")
+        items = check_keys("genes", data, GENE_KEYS, required=GENE_KEYS[:4])
         return cls(
-            **{key: choices(f"genes.{key}", items[key], maximum=limits.get(key, MAX_DIMENSION)) for key in _GENE_KEYS}
+            **{key: choices(f"genes.{key}", items[key], maximum=_limit(key)) for key in GENE_KEYS if key in items}
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """What all members share. `d_embed` None follows d_model."""
+    """What all members share. `d_embed` None follows d_model. What is a gene too counts for nothing here."""
 
     vocab_size: int = DEFAULT_VOCAB_SIZE
     d_embed: int | None = None
@@ -226,10 +281,15 @@ class Rules:
         return cls(**values)
 
 
-_GENE_KEYS = ("n_layer", "d_model", "d_inner", "n_head")
+GENE_KEYS = ("n_layer", "d_model", "d_inner", "n_head", "d_embed", "vocab_size")
+_LAYER_GENES = ("d_inner", "n_head")
 _FIXED_KEYS = ("vocab_size", "d_embed", "embedding_factor", "max_seq_len", "tie_embeddings")
 _RATIO_RULES = ("d_inner_over_d_model",)
 _BOUND_RULES = ("d_inner_over_d_model", "d_head", "decoder_params", "total_params", "weight_bytes")
+
+
+def _limit(gene: str) -> int:
+    return MAX_LAYERS if gene == "n_layer" else MAX_DIMENSION
 
 
 def _ratio(key: str, value: object) -> float:

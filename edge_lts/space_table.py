@@ -1,4 +1,4 @@
-"""What can be built at one width: the layer shapes, what each costs, and which parameter counts a depth can reach.
+"""What can be built at one width and embedding: layer shapes, what each costs, which parameter counts a depth reaches.
 
 A decoder's parameters are a sum over its layers plus a constant, so the counts that m layers can reach form a small set
 of integers. It is kept as the bits of one integer (`reach[m]`), which makes "is there any member left?" exact, and
@@ -8,7 +8,7 @@ both LTS backbones are. Where the costs share no useful unit, the interval betwe
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ MAX_COUNT_WORDS = 200_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthTable:
-    """Layer shapes at one d_model in canonical order, with bounds on the sum of their costs.
+    """Layer shapes at one (d_model, d_embed, vocab_size) in canonical order, with bounds on the sum of their costs.
 
     costs: decoder parameters that each shape adds, smallest and largest their extremes. base: decoder parameters
     without any layer. outside: parameters outside the decoder. unit: greatest common divisor of the differences of
@@ -31,6 +31,8 @@ class WidthTable:
     """
 
     d_model: int
+    d_embed: int
+    vocab_size: int
     d_inner: tuple[int, ...]
     n_head: tuple[int, ...]
     shapes: tuple[LayerSpec, ...]
@@ -67,6 +69,8 @@ class WidthTable:
         unit = math.gcd(*(cost - smallest for cost in costs)) or 1
         return cls(
             d_model=d_model,
+            d_embed=first.d_embed,
+            vocab_size=first.vocab_size,
             d_inner=d_inner,
             n_head=n_head,
             shapes=shapes,
@@ -82,6 +86,12 @@ class WidthTable:
             is_homogeneous=is_homogeneous,
             depths=depths,
         )
+
+    def within(self, fixed: dict[str, Any]) -> "WidthTable":
+        """The same layers within another embedding. Raises ArchitectureError likewise."""
+        first = Architecture(d_model=self.d_model, layers=self.shapes[:1], **fixed)
+        outside = first.total_params - first.decoder_params
+        return replace(self, d_embed=first.d_embed, vocab_size=first.vocab_size, outside=outside)
 
     def extent(self) -> tuple[int, int]:
         """Smallest and largest decoder_params over the depths of this table, bounds left aside."""

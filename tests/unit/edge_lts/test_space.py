@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import SpaceError
 from edge_lts.space import SearchSpace
+from edge_lts.space_rules import Side
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,19 +41,28 @@ def with_genes(**genes: Any) -> dict[str, Any]:
     return minimal(genes={**minimal()["genes"], **genes})
 
 
+def with_embedding_genes(**changes: Any) -> dict[str, Any]:
+    """Small in layers; vocab_size and d_embed are genes."""
+    genes = {"n_layer": [1, 2], "d_model": [32, 64], "d_inner": [64, 128], "n_head": [1, 2]}
+    embedding = {"d_embed": [16, 32, 64], "vocab_size": [100, 400]}
+    return minimal(genes={**genes, **embedding}, fixed={"max_seq_len": 16}) | changes
+
+
 def by_brute_force(space: SearchSpace) -> set[Architecture]:
     """All members, by trying everything."""
     genes, fixed = space.genes, space.fixed
     shapes = [LayerSpec(d_inner=inner, n_head=head) for inner in genes.d_inner for head in genes.n_head]
     found = set()
-    for d, n in itertools.product(genes.d_model, genes.n_layer):
+    vocab_sizes, d_embeds = genes.vocab_size or (fixed.vocab_size,), genes.d_embed or (fixed.d_embed or 0,)
+    for d, n, d_embed, vocab_size in itertools.product(genes.d_model, genes.n_layer, d_embeds, vocab_sizes):
         for layers in itertools.combinations_with_replacement(sorted(shapes), n):
             if all(d % layer.n_head == 0 for layer in layers):
                 arch = Architecture(
                     backbone="gpt2",
                     d_model=d,
+                    d_embed=d_embed,
                     layers=layers,
-                    vocab_size=fixed.vocab_size,
+                    vocab_size=vocab_size,
                     max_seq_len=fixed.max_seq_len,
                 )
                 if space.contains(arch):
@@ -150,7 +160,7 @@ def test_sampling_the_papers_space_is_fast() -> None:
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
-BAD_FILES = (
+BAD_FILES: tuple[tuple[Any, str], ...] = (
     ([], "the space must be a table"),
     (minimal(gene={}), "unknown key 'gene'"),
     ({"name": "t", "backbone": "gpt2"}, "genes is missing"),
@@ -161,7 +171,18 @@ BAD_FILES = (
     (minimal(rank=0), "rank must lie between"),
     (minimal(genes={"n_layer": [1]}), "genes: d_model is missing"),
     (with_genes(d_kv=[1]), "genes: unknown key 'd_kv'"),
-    (with_genes(vocab_size=[100, 200]), "vocab_size cannot be a gene yet; move it to [fixed]"),
+    (with_genes(max_seq_len=[100, 200]), "max_seq_len cannot be a gene; move it to [fixed]"),
+    (with_genes(vocab_size=[100, 200]), "genes.vocab_size: vocab_size is in [fixed] too; keep one of the two"),
+    (with_embedding_genes(fixed={"d_embed": 32}), "genes.d_embed: d_embed is in [fixed] too; keep one of the two"),
+    (with_genes(d_embed=[]), "genes.d_embed is empty"),
+    (
+        minimal(genes={**minimal()["genes"], "d_embed": [16, 64]}, fixed={"embedding_factor": 32}),
+        "genes.d_embed: d_embed 16 is too small",
+    ),
+    (
+        minimal(genes={**minimal()["genes"], "vocab_size": [100, 20_000]}, fixed={"embedding_factor": 64}),
+        "genes.vocab_size: d_embed 32 is too small",
+    ),
     (with_genes(d_inner=[]), "genes.d_inner is empty"),
     (with_genes(d_inner=64), "genes.d_inner must be a list"),
     (with_genes(d_inner=[64, 64]), "genes.d_inner lists 64 twice"),
@@ -177,6 +198,14 @@ BAD_FILES = (
     (with_genes(d_inner={"min": 64, "max": 128, "step": 0}), "genes.d_inner.step must lie between"),
     (with_genes(d_inner={"min": 1, "max": 1_000_000}), "genes.d_inner has more than 4096 values"),
     (with_genes(d_inner={"min": 1, "max": 4000}, d_model={"min": 1, "max": 4000}), "take larger steps"),
+    (
+        with_genes(d_embed={"min": 1, "max": 100}, d_model={"min": 32, "max": 3232, "step": 32}),
+        "more than 4,096 combinations of d_model, d_embed; take larger steps",
+    ),
+    (
+        with_genes(d_embed={"min": 1, "max": 2000}, d_inner={"min": 1, "max": 100}),
+        "more than 100,000 combinations of d_model, d_inner, n_head, d_embed; take larger steps",
+    ),
     (minimal(fixed={"vocab": 5}), "fixed: unknown key 'vocab'"),
     (minimal(fixed={"vocab_size": "5"}), "fixed.vocab_size must be an integer"),
     (minimal(fixed={"tie_embeddings": 1}), "fixed.tie_embeddings must be true or false"),
@@ -215,6 +244,7 @@ IMPOSSIBLE = (
     (minimal(rules={"total_params": {"at_most": 100}}), "total_params"),
     (minimal(rules={"decoder_params": {"at_least": 90_000}, "total_params": {"at_most": 50_000}}), "total_params"),
     (minimal(rules={"weight_bytes": {"at_most": 100}}), "weight_bytes (memory)"),
+    (with_embedding_genes(rules={"total_params": {"at_most": 100}}), "total_params"),
 )
 
 
@@ -250,7 +280,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 TABLES = {
-    "genes": ["n_layer", "d_model", "d_inner", "n_head", "x"],
+    "genes": ["n_layer", "d_model", "d_inner", "n_head", "d_embed", "vocab_size", "x"],
     "fixed": ["vocab_size", "d_embed", "embedding_factor", "max_seq_len", "tie_embeddings"],
     "rules": ["d_inner_over_d_model", "d_head", "decoder_params", "total_params", "weight_bytes", "homogeneous"],
 }
@@ -330,9 +360,10 @@ RULE_SETS: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.parametrize("make", [minimal, with_embedding_genes])
 @pytest.mark.parametrize("rules", RULE_SETS, ids=str)
-def test_size_and_listing_equal_brute_force(rules: dict[str, Any]) -> None:
-    space = SearchSpace.from_json(minimal(rules=rules))
+def test_size_and_listing_equal_brute_force(rules: dict[str, Any], make: Callable[..., dict[str, Any]]) -> None:
+    space = SearchSpace.from_json(make(rules=rules))
     listed = list(space.enumerate())
     assert len(listed) == len(set(listed))
     assert set(listed) == by_brute_force(space)
@@ -436,6 +467,190 @@ def test_homogeneous_spaces_stay_homogeneous() -> None:
         for arch in (make() for _ in range(30)):
             assert arch is not None
             assert space.contains(arch)
+
+
+# -- vocabulary and embedding as genes ---------------------------------------------------------------------------------
+
+
+def test_there_is_a_table_for_every_width_and_embedding() -> None:
+    space = SearchSpace.from_json(with_embedding_genes())
+    keys = [(table.d_model, table.d_embed, table.vocab_size) for table in space.tables]
+    assert keys == list(itertools.product([32, 64], [16, 32, 64], [100, 400]))
+    rng = np.random.default_rng(0)
+    for table in space.tables:
+        arch = space.build(table, table.draw(2, rng))
+        assert (arch.d_model, arch.d_embed, arch.vocab_size) == (table.d_model, table.d_embed, table.vocab_size)
+        assert space.table_of(arch) is table
+        assert table.outside == arch.total_params - arch.decoder_params
+    with pytest.raises(KeyError):
+        space.table_of(arch.replace(vocab_size=200))
+
+
+def test_each_may_be_a_gene_without_the_other() -> None:
+    genes = {"n_layer": [1], "d_model": [32, 64], "d_inner": [128], "n_head": [2]}
+    only = SearchSpace.from_json(minimal(genes={**genes, "vocab_size": [100, 200]}, fixed={"max_seq_len": 16}))
+    keys = [(table.d_model, table.d_embed, table.vocab_size) for table in only.tables]
+    assert keys == [(32, 32, 100), (32, 32, 200), (64, 64, 100), (64, 64, 200)]
+    other = SearchSpace.from_json(minimal(genes={**genes, "d_embed": [16]}))
+    assert [(table.d_model, table.d_embed, table.vocab_size) for table in other.tables] == [
+        (32, 16, 100),
+        (64, 16, 100),
+    ]
+
+
+def test_json_says_of_a_gene_only_that_it_is_one() -> None:
+    space = SearchSpace.from_json(with_embedding_genes())
+    data = space.to_json()
+    assert data["genes"]["vocab_size"] == [100, 400]
+    assert data["genes"]["d_embed"] == [16, 32, 64]
+    assert data["fixed"] == {"embedding_factor": 1, "max_seq_len": 16, "tie_embeddings": True}
+    assert SearchSpace.from_json(data) == space
+    without = SearchSpace.from_json(minimal()).to_json()
+    assert list(without["genes"]) == ["n_layer", "d_model", "d_inner", "n_head"]
+    assert without["fixed"]["vocab_size"] == 100
+
+
+def test_bounds_on_totals_hold_for_every_embedding_by_itself() -> None:
+    space = SearchSpace.from_json(with_embedding_genes(rules={"total_params": {"at_most": 30_000}}))
+    kept = {(table.d_model, table.d_embed, table.vocab_size) for table in space.tables}
+    assert (32, 16, 400) in kept
+    assert (32, 64, 400) not in kept
+    cut = SearchSpace.from_json(with_embedding_genes()).restricted(max_weight_bytes=120_000)
+    assert {(table.d_model, table.d_embed, table.vocab_size) for table in cut.tables} == kept
+
+
+def test_drawing_changing_and_crossing_reach_every_embedding_and_keep_the_rules() -> None:
+    space = SearchSpace.from_json(with_embedding_genes(rules={"weight_bytes": {"at_most": 160_000}}))
+    tables = {(table.d_model, table.d_embed, table.vocab_size) for table in space.tables}
+    assert 0 < len(tables) < 12  # the rule refuses some
+    rng = np.random.default_rng(0)
+    members = [space.sample(rng) for _ in range(300)]
+    for made in (members, [space.mutate(members[0], rng, 0.9) for _ in range(300)]):
+        assert all(arch is not None and space.contains(arch) for arch in made)
+        assert {(arch.d_model, arch.d_embed, arch.vocab_size) for arch in made if arch is not None} == tables
+    assert space.mutate(members[0], rng, 1e-12) == members[0]
+    mutants = [space.mutate(members[0], rng, 0.3) for _ in range(300)]
+    kept = sum(mutant is not None and mutant.vocab_size == members[0].vocab_size for mutant in mutants)
+    assert 210 < kept < 290  # 0.7, and half of the rest, more or less what the rule refuses
+    one = members[0]
+    other = next(arch for arch in members if arch.vocab_size != one.vocab_size and arch.d_embed != one.d_embed)
+    children = set()
+    for _ in range(200):
+        child = space.crossover(one, other, rng)
+        assert child is not None
+        assert space.contains(child)
+        children.add((child.d_embed, child.vocab_size))
+    expected = set(itertools.product((one.d_embed, other.d_embed), (one.vocab_size, other.vocab_size)))
+    assert children <= expected
+    assert len(children) > 2  # mixed, not only as in a parent
+
+
+def test_violation_names_the_embedding_genes() -> None:
+    space = SearchSpace.from_json(with_embedding_genes())
+    arch = space.sample(np.random.default_rng(0))
+    assert space.violation(arch.replace(vocab_size=200)) == "vocab_size"
+    assert space.violation(arch.replace(d_embed=48)) == "d_embed"
+
+
+# What these drew before d_embed and vocab_size could be genes. A ledger of then must still replay.
+DRAWN_BEFORE = {
+    "everyday": ("a58f2a2bc4e3", "b292f5854c13", "7856c97ac1d0"),
+    "lts-gpt2": ("a415dfadb140", "472ab419c9ed", "f29d0c031d85"),
+    "lts-transformer-xl": ("d520a8cc975a", "d3ea7fb57eec", "234ebb14fa25"),
+    "tiny": ("8a8653d6522c", "8a8653d6522c", "da58418edac4"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN_BEFORE))
+def test_spaces_without_these_genes_are_drawn_from_as_before(name: str) -> None:
+    space, rng = builtin(name), np.random.Generator(np.random.PCG64(11))
+    one, other = space.sample(rng), space.sample(rng)
+    drawn = [one, *(space.mutate(one, rng) for _ in range(5)), *(space.crossover(one, other, rng) for _ in range(5))]
+    ids = [arch.arch_id if arch is not None else "-" for arch in (*drawn, space.sample(rng))]
+    assert (ids[0], ids[5], ids[-1]) == DRAWN_BEFORE[name]
+
+
+# -- bounds and widening -----------------------------------------------------------------------------------------------
+
+
+def test_bounds_name_the_genes_that_stand_at_an_end() -> None:
+    space = SearchSpace.from_json(with_embedding_genes())
+    layers = (LayerSpec(d_inner=64, n_head=2), LayerSpec(d_inner=128, n_head=2))
+    arch = Architecture(backbone="gpt2", d_model=64, layers=layers, d_embed=32, vocab_size=100, max_seq_len=16)
+    assert space.contains(arch)
+    assert space.bounds_of(arch) == (
+        ("n_layer", 2, "high"),
+        ("d_model", 64, "high"),
+        ("d_inner", 64, "low"),
+        ("d_inner", 128, "high"),
+        ("n_head", 2, "high"),
+        ("vocab_size", 100, "low"),
+    )
+
+
+def test_a_gene_with_one_value_has_no_bounds_and_cannot_be_widened() -> None:
+    space = SearchSpace.from_json(with_genes(n_layer=[2], n_head=[2]))
+    arch = space.sample(np.random.default_rng(0))
+    assert {gene for gene, _, _ in space.bounds_of(arch)} <= {"d_model", "d_inner"}
+    assert space.widened("n_layer", "high") is None
+    assert space.widened("n_head", "high") is None
+
+
+WIDENED = (
+    ("lts-gpt2", "d_model", "high", (1024, 1088, 1152)),
+    ("lts-gpt2", "d_model", "low", (64,)),
+    ("lts-gpt2", "n_layer", "high", (16, 17, 18)),
+    ("lts-gpt2", "n_layer", "low", (1,)),
+    ("lts-gpt2", "d_inner", "high", tuple(range(4096, 4993, 64))),
+    ("lts-gpt2", "n_head", "high", (16,)),
+    ("lts-gpt2", "n_head", "low", (1,)),
+    ("everyday", "n_head", "high", (16,)),
+    ("tiny", "n_layer", "high", (4,)),
+    ("tiny", "d_model", "high", (80,)),
+)
+
+
+@pytest.mark.parametrize(("name", "gene", "side", "added"), WIDENED)
+def test_widened_adds_a_quarter_of_the_extent(name: str, gene: str, side: Side, added: tuple[int, ...]) -> None:
+    space = builtin(name)
+    wider = space.widened(gene, side)
+    assert wider is not None
+    assert sorted({*getattr(space.genes, gene), *added}) == list(getattr(wider.genes, gene))
+    assert {**wider.to_json(), "genes": None} == {**space.to_json(), "genes": None}
+    assert SearchSpace.from_json(wider.to_json()) == wider
+    assert space.widened(gene, side) == wider
+    rng = np.random.default_rng(0)
+    assert all(wider.contains(space.sample(rng)) for _ in range(50))
+
+
+def test_widened_is_none_where_there_is_nothing_beyond() -> None:
+    assert builtin("tiny").widened("n_layer", "low") is None
+    assert builtin("tiny").widened("n_head", "low") is None
+    deepest = SearchSpace.from_json(with_genes(n_layer=[510, 512], d_model=[32], d_inner=[64], n_head=[2]))
+    assert deepest.widened("n_layer", "high") is None
+    assert SearchSpace.from_json(with_embedding_genes()).widened("vocab_size", "low") is None  # 100 - 300
+    # The rules forbid all that could be added: heads of 32 at least, and few parameters.
+    ruled = SearchSpace.from_json(minimal(rules={"d_head": {"at_least": 32}, "decoder_params": {"at_most": 60_000}}))
+    assert ruled.widened("n_head", "high") is None
+    assert ruled.widened("n_layer", "high") is not None
+    full = SearchSpace.from_json(minimal(rules={"decoder_params": {"at_most": 10_000}}))
+    assert full.widened("n_layer", "high") is None
+    # More words than the first cutoff make a second cluster, whose rows would be d_embed / 17 = 0 wide.
+    adaptive = with_embedding_genes(fixed={"embedding_factor": 17, "max_seq_len": 16})
+    adaptive["genes"]["vocab_size"] = [100, 19_000]
+    assert SearchSpace.from_json(adaptive).widened("vocab_size", "high") is None
+
+
+def test_widened_adds_embeddings_too() -> None:
+    space = SearchSpace.from_json(with_embedding_genes())
+    wider = space.widened("d_embed", "high")
+    assert wider is not None
+    assert wider.genes.d_embed == (16, 32, 64, 96)
+    larger = space.widened("vocab_size", "high")
+    assert larger is not None
+    assert larger.genes.vocab_size == (100, 400, 700)
+    with pytest.raises(SpaceError, match="'max_seq_len' is no gene; known: n_layer, "):
+        space.widened("max_seq_len", "high")
 
 
 # -- narrowing ---------------------------------------------------------------------------------------------------------

@@ -52,6 +52,10 @@ def test_an_unknown_space_lists_what_there_is() -> None:
         (("n_head = [2, 4, 8]", "n_head = [nan]"), "n_head"),
         (("n_head = [2, 4, 8]", "n_head = 2026-11-22"), "genes.n_head must be a finite number"),
         (("n_head = [2, 4, 8]", "n_head = [2]\nn_head = [4]"), "not TOML"),
+        (
+            ("n_head = [2, 4, 8]", "n_head = [2]\nvocab_size = [512, 4096]"),
+            "genes.vocab_size: vocab_size is in [fixed] too",
+        ),
     ],
 )
 def test_a_bad_space_names_file_and_key(tmp_path: Path, change: tuple[str, str], words: str) -> None:
@@ -62,6 +66,18 @@ def test_a_bad_space_names_file_and_key(tmp_path: Path, change: tuple[str, str],
     assert str(caught.value).startswith(f"{path}: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_make_vocabulary_and_embedding_genes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = (builtin_dir("spaces") / "demo.toml").read_text().replace("vocab_size = 4096\n", "")
+    path.write_text(
+        text.replace("[genes]", "[genes]\nvocab_size = [512, 4096]\nd_embed = { min = 64, max = 192, step = 64 }")
+    )
+    space = SearchSpace.from_json(load_space(str(path))[0])
+    assert {(table.d_embed, table.vocab_size) for table in space.tables} == {
+        (d_embed, vocab_size) for d_embed in (64, 128, 192) for vocab_size in (512, 4096)
+    }
 
 
 def test_a_missing_space_file_is_named(tmp_path: Path) -> None:
