@@ -5,8 +5,7 @@ stays small beside the candidate it watches. The ledger is the only truth: a res
 tells it what the ledger says, and a status or an event that cannot be written is no reason to stop.
 
 A run is a function of (seed, spec, torch's version) up to measured values. What depends on the hour of the first start,
-the memory that was free then, is kept in device.json and used again by every resume. Confirmations are drawn from a
-generator of their own, so the search does not depend on them.
+the memory that was free then, is kept in device.json and used again by every resume.
 """
 
 import contextlib
@@ -23,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from edge_lts import device
 from edge_lts.arch import Architecture
 from edge_lts.budget import Budget, Durations
+from edge_lts.confirming import Confirming
 from edge_lts.errors import EdgeLtsError, EvaluationError, LedgerError
 from edge_lts.job import Lock
 from edge_lts.ledger import Ledger, LedgerReader
@@ -30,7 +30,6 @@ from edge_lts.preparation import check_spec, describe_device, make_searcher, mem
 from edge_lts.progress import Progress
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
 from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, now_utc
-from edge_lts.stats import MIN_PROCESSES_PI95
 from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ MAX_CONSECUTIVE_FAILURES = 50
 FRONTIER_EVERY_S = 5.0
 MAX_REPEATED_PROPOSALS = 10_000
 MAX_KEPT_TAIL_BYTES = 64 << 10
-_CONFIRM_STREAM = 0x636F6E66  # "conf": keeps the confirmations' generator apart from the searcher's
 
 
 class MeasurerLike(Protocol):
@@ -193,7 +191,13 @@ class Supervisor:
         return status if status.get("run_id") == self._spec.run_id else {}
 
     def _start_measurer(self, limit_bytes: int | None, log: IO[bytes]) -> None:
-        self._measurer = self._make_measurer(self._spec, memory_limit_now(self._spec, limit_bytes), log)
+        measurer = self._make_measurer(self._spec, memory_limit_now(self._spec, limit_bytes), log)
+        if self._spec.commands:
+            from edge_lts.user_command import CommandMeasurer
+
+            run_dir, timeout_s = self._folder.path.absolute(), self._spec.candidate_timeout_s
+            measurer = CommandMeasurer(measurer, self._spec.commands, run_dir=run_dir, timeout_s=timeout_s)
+        self._measurer = measurer
         self._stop_if_asked()  # from here on a signal reaches the measurer
         try:
             facts = self._measurer.start()
@@ -274,44 +278,20 @@ class Supervisor:
         return None
 
     def _confirm(self) -> tuple[str, ...]:
-        """Measure the frontier's members again, in rounds of random order, until each has three processes."""
-        import numpy as np
-
-        progress = self._progress
-        rng = np.random.default_rng([self._spec.seed, _CONFIRM_STREAM, progress.n_confirmations])
+        """Measure the frontier's members again, as far as the budget goes; says how far that was."""
+        confirming = Confirming(self._spec, self._progress, self._durations)
         is_announced = False
-        while waiting := progress.unconfirmed():
+        while waiting := confirming.waiting():
             self._stop_if_asked()
             if not is_announced:
                 is_announced = True
                 self._status.update(state="confirming")
                 self._event("confirming", n_members=len(waiting))
-            affordable = self._affordable(waiting)
-            fewest = min(progress.n_attempts(arch_id) for arch_id in affordable)
-            turn = sorted(arch_id for arch_id in affordable if progress.n_attempts(arch_id) == fewest)
-            arch_id = turn[int(rng.integers(len(turn)))]
-            arch = progress.architecture(arch_id)
-            if not self._durations.fits(arch_id, arch.total_params, self._budget.left_s()):
-                return (f"no time to confirm {len(waiting)} of {len(progress.member_ids)} members",)
-            self._measure(progress.candidate_ids[arch_id], arch, "confirm")
-        return ("frontier confirmed",) if progress.member_ids else ()
-
-    def _affordable(self, waiting: list[str]) -> list[str]:
-        """Those members that what is left of the budget can bring to three processes; at least one.
-
-        Without time for all, a few with a `pi95` are worth more than all with two processes and none. Members nearer to
-        three come first, then any fixed order: ids are hashes.
-        """
-        left_s = self._budget.left_s()
-        chosen: list[str] = []
-        for arch_id in sorted(waiting, key=lambda member: (-self._progress.n_attempts(member), member)):
-            arch = self._progress.architecture(arch_id)
-            n_missing = MIN_PROCESSES_PI95 - self._progress.n_attempts(arch_id)
-            left_s -= n_missing * self._durations.estimate_s(arch_id, arch.total_params)
-            if left_s < 0 and chosen:
+            arch_id = confirming.choose(waiting, self._budget.left_s())
+            if arch_id is None:
                 break
-            chosen.append(arch_id)
-        return chosen
+            self._measure(self._progress.candidate_ids[arch_id], self._progress.architecture(arch_id), "confirm")
+        return confirming.reasons()
 
     # -- measuring and recording ---------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from edge_lts.errors import EvaluationError, FailureKind, Interrupted
 from edge_lts.footprint import predicted_bytes
 from edge_lts.records import Evaluation, Failure, Outcome, Protocol, Purpose, outcome_from_json
 
-__all__ = ["Interrupted", "LineReader", "Measurer", "Request"]
+__all__ = ["Interrupted", "LineReader", "Measurer", "Request", "ending"]
 
 Isolation = Literal["fork", "process"]
 
@@ -183,7 +183,7 @@ class Measurer(AbstractContextManager["Measurer"]):
             raise EvaluationError("crash", f"the measuring process was not ready in {START_TIMEOUT_S:g} s") from None
         status = self._end_server()
         self._raise_if_cancelled()
-        raise EvaluationError("crash", f"the measuring process {_words_for(status)} at its start; the log says why")
+        raise EvaluationError("crash", f"the measuring process {ending(status)} at its start; the log says why")
 
     def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome:
         """Measure one candidate. `spent_s` and `measured_at` are left to the caller."""
@@ -216,7 +216,7 @@ class Measurer(AbstractContextManager["Measurer"]):
             return failure("timeout", f"not finished after {self._candidate_timeout_s:g} s; the server was replaced")
         except _ServerEnded as ended:
             kind: FailureKind = "oom" if ended.status == -signal.SIGKILL else "crash"
-            return failure(kind, f"the measuring process {_words_for(ended.status)}")
+            return failure(kind, f"the measuring process {ending(ended.status)}")
         finally:
             self._child_pid = None
         if self._isolation == "process":
@@ -333,7 +333,8 @@ class Measurer(AbstractContextManager["Measurer"]):
         return server.returncode
 
 
-def _words_for(status: int | None) -> str:
+def ending(status: int | None) -> str:
+    """How a process ended, in words that go on after its name."""
     if status is not None and status < 0:
         with suppress(ValueError):
             return f"was killed by {signal.Signals(-status).name}"

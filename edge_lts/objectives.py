@@ -1,7 +1,13 @@
-"""What a search optimises: named quantities with a unit and a direction, and bounds on them (design §4)."""
+"""What a search optimises: named quantities with a unit and a direction, and bounds on them (design §4).
 
+Besides the built-in objectives, a run may bring its own: the number that a command of the user's prints on the board
+(edge_lts.user_command). It has no unit that we know, and only strategies that assume nothing about an objective search
+it. Constraints are for the built-in ones.
+"""
+
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,20 +39,67 @@ OBJECTIVES: dict[str, Objective] = {
 }
 _LARGEST = sys.float_info.max  # math.isfinite raises OverflowError for integers beyond it
 DEFAULT_OBJECTIVES = ("decoder_params", "decode_latency_s", "peak_memory_bytes")
+_COMMAND_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_MAX_COMMAND_CHARS = 8000
 
 
-def resolve_objectives(names: object) -> tuple[Objective, ...]:
-    """Objectives by name, two to five of them, none twice. Raises SpecError naming the culprit."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandObjective:
+    """An objective that `command`, a line for /bin/sh on the board, prints for each candidate."""
+
+    name: str
+    direction: Literal["min", "max"]
+    command: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _COMMAND_NAME.fullmatch(self.name):
+            raise SpecError(
+                f"{self.name!r:.80} cannot name an objective: a letter of a-z, then up to 39 of a-z, 0-9 and '_'"
+            )
+        if self.name in OBJECTIVES:
+            raise SpecError(f"{self.name} is a built-in objective; call that of the command something else")
+        if self.direction not in ("min", "max"):
+            raise SpecError(f"the direction of {self.name} must be min or max, not {self.direction!r:.40}")
+        if not isinstance(self.command, str) or not self.command.strip():
+            raise SpecError(f"the command for {self.name} must be a line for /bin/sh, not {self.command!r:.40}")
+        if "\0" in self.command or len(self.command) > _MAX_COMMAND_CHARS:
+            raise SpecError(
+                f"the command for {self.name} holds a NUL or over {_MAX_COMMAND_CHARS} characters; put it in a file"
+            )
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(name=self.name, unit="1", direction=self.direction, is_measured=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "direction": self.direction, "command": self.command}
+
+    @classmethod
+    def from_json(cls, data: object) -> "CommandObjective":
+        if not isinstance(data, Mapping) or set(data) != {"name", "direction", "command"}:
+            raise SpecError(f"a command must be an object with name, direction and command, not {data!r:.80}")
+        return cls(name=data["name"], direction=data["direction"], command=data["command"])
+
+
+def resolve_objectives(names: object, commands: Sequence[CommandObjective] = ()) -> tuple[Objective, ...]:
+    """Objectives by name, built-in or of `commands`; two to five of them, none twice. Raises SpecError naming the
+    culprit, which may be a command that no name asks for."""
+    known = {**OBJECTIVES, **{command.name: command.objective for command in commands}}
+    if len(known) != len(OBJECTIVES) + len(commands):
+        raise SpecError(f"two commands define one objective: {', '.join(command.name for command in commands)}")
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise SpecError("objectives must be a list of names")
     for name in names:
-        if name not in OBJECTIVES:
-            raise SpecError(f"unknown objective {name!r:.80}; known: {', '.join(OBJECTIVES)}")
+        if name not in known:
+            raise SpecError(f"unknown objective {name!r:.80}; known: {', '.join(known)}")
+    for command in commands:
+        if command.name not in names:
+            raise SpecError(f"{command.name} has a command but is not among the objectives: {', '.join(names)}")
     if len(set(names)) != len(names):
         raise SpecError(f"objectives names one twice: {', '.join(names)}")
     if not 2 <= len(names) <= 5:
         raise SpecError(f"a search needs two to five objectives, not {len(names)}")
-    return tuple(OBJECTIVES[name] for name in names)
+    return tuple(known[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from edge_lts import __version__, device
 from edge_lts.errors import EdgeLtsError, LedgerError, SpecError
-from edge_lts.objectives import resolve_objectives
 from edge_lts.records import METHOD_VERSION, DeviceInfo, RunSpec
 from edge_lts.runfolder import DEVICE, RunFolder, to_bytes, write_atomic
 
@@ -79,11 +78,10 @@ def make_searcher(
     space = SearchSpace.from_json(spec.space)
     if memory_limit_bytes is not None:
         space = space.restricted(max_weight_bytes=memory_limit_bytes)
-    objectives = resolve_objectives(spec.objectives)
     settings = dict(spec.settings)
     if spec.strategy == "guided" and last_level_cache_bytes is not None:
         settings.setdefault("cache_bytes", last_level_cache_bytes)
-    return make(spec.strategy, space, objectives, spec.seed, settings, spec.constraints, spec.protocol)
+    return make(spec.strategy, space, spec.resolved_objectives, spec.seed, settings, spec.constraints, spec.protocol)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Everything that is stored or crosses the link, as frozen values with `to_json` beside `from_json`.
 
 Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status.json, frontier.json):
-    1   first version
+    1   first version; `commands` of spec.json came later and is left out where there are none
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
 silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, FailureKind, LedgerError, SpecError
-from edge_lts.objectives import DEFAULT_OBJECTIVES, Constraint, resolve_objectives
+from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, Objective, resolve_objectives
 
 SCHEMA_VERSION = 1
 
@@ -370,8 +370,9 @@ class DeviceInfo:
 class RunSpec:
     """Everything that determines a run: with torch's version, the run is a function of it up to measured values.
 
-    `space` is the resolved space as JSON (see edge_lts.space). `settings` belong to the strategy. `confirm_fraction` of
-    the budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
+    `space` is the resolved space as JSON (see edge_lts.space). `settings` belong to the strategy. `commands` define
+    those of the `objectives` that are not built in; they run on the board, as its user. `confirm_fraction` of the
+    budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
     `memory_headroom` is the share of the board's memory that a candidate must leave free.
     """
 
@@ -384,6 +385,7 @@ class RunSpec:
     settings: dict[str, Any] = field(default_factory=dict)
     objectives: tuple[str, ...] = DEFAULT_OBJECTIVES
     constraints: tuple[Constraint, ...] = ()
+    commands: tuple[CommandObjective, ...] = ()
     protocol: Protocol = field(default_factory=Protocol)
     max_candidates: int | None = None
     candidate_timeout_s: float = 600.0
@@ -393,7 +395,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
-        resolve_objectives(self.objectives)
+        resolve_objectives(self.objectives, self.commands)
         if not isinstance(self.space, Mapping):
             raise SpecError("space must be an object")
         for name, kind, noun in (
@@ -416,8 +418,16 @@ class RunSpec:
             if not 0 <= _number(name, getattr(self, name), SpecError) < 1:
                 raise SpecError(f"{name} must lie in [0, 1)")
 
+    @property
+    def resolved_objectives(self) -> tuple[Objective, ...]:
+        return resolve_objectives(self.objectives, self.commands)
+
     def to_json(self) -> dict[str, Any]:
         data = {item.name: getattr(self, item.name) for item in fields(self)}
+        if self.commands:
+            data["commands"] = [command.to_json() for command in self.commands]
+        else:
+            del data["commands"]
         return {
             "schema_version": SCHEMA_VERSION,
             **data,
@@ -435,9 +445,11 @@ class RunSpec:
         missing = [name for name in ("run_id", "space", "budget_s", "target") if name not in values]
         if missing:
             raise SpecError(f"spec.json lacks {missing[0]!r}")
-        if not isinstance(values.get("constraints", []), list):
-            raise SpecError("constraints must be a list")
+        for name in ("constraints", "commands"):
+            if not isinstance(values.get(name, []), list):
+                raise SpecError(f"{name} must be a list")
         values["constraints"] = tuple(Constraint.from_json(item) for item in values.get("constraints", []))
+        values["commands"] = tuple(CommandObjective.from_json(item) for item in values.get("commands", []))
         objectives = values.get("objectives", DEFAULT_OBJECTIVES)
         values["objectives"] = tuple(objectives) if isinstance(objectives, list) else objectives
         values["protocol"] = Protocol.from_json(values.get("protocol", {}))

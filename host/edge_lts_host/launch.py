@@ -7,10 +7,10 @@ checked here, before a board is asked.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edge_lts.objectives import DEFAULT_OBJECTIVES, Constraint, resolve_objectives
+from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, resolve_objectives
 from edge_lts.records import Protocol, RunSpec
 from edge_lts_host import spaces
 from edge_lts_host.errors import UsageError
@@ -19,6 +19,12 @@ from edge_lts_host.targets import Target
 
 DEFAULT_TIMEOUT_S = 600.0
 EMULATED_TIMEOUT_S = 3600.0
+# What guided search measures to learn a board (its design and one round), the fewest that a design makes sense with,
+# and from where on it need not be told how many to expect.
+GUIDED_NEEDS = 24 + 9
+GUIDED_LEAST = 12
+GUIDED_SMALLEST_DESIGN = 10
+GUIDED_PLENTY = 2 * GUIDED_NEEDS
 
 
 def constraints(args: argparse.Namespace) -> tuple[Constraint, ...]:
@@ -48,10 +54,76 @@ def protocol(args: argparse.Namespace, target: Target | None) -> Protocol:
     return Protocol.named(args.protocol, **changes)
 
 
-def objectives(text: str | None) -> tuple[str, ...]:
-    names = DEFAULT_OBJECTIVES if text is None else tuple(name.strip() for name in text.split(","))
-    resolve_objectives(names)
+def commands(texts: Sequence[str] | None) -> tuple[CommandObjective, ...]:
+    """The objectives that `--objective-command NAME=min:COMMAND` defines. Raises UsageError or SpecError."""
+    from edge_lts_host.report.pages import CSV_KEYS
+
+    found = []
+    for text in texts or ():
+        name, _, rest = text.partition("=")
+        direction, colon, command = rest.partition(":")
+        if direction not in ("min", "max") or not colon:
+            raise UsageError(f"--objective-command: must be NAME=min:COMMAND or NAME=max:COMMAND, not {text!r:.80}")
+        one = CommandObjective(name=name, direction="min" if direction == "min" else "max", command=command)
+        if one.name in CSV_KEYS:
+            raise UsageError(f"--objective-command: reports have another column {one.name}; choose another name")
+        found.append(one)
+    return tuple(found)
+
+
+def objectives(text: str | None, own: Sequence[CommandObjective] = ()) -> tuple[str, ...]:
+    """Names of the searched objectives: those of --objectives, or the usual ones, and those that `own` define."""
+    names = list(DEFAULT_OBJECTIVES) if text is None else [name.strip() for name in text.split(",")]
+    names += [command.name for command in own if command.name not in names]
+    resolve_objectives(names, own)
     return tuple(names)
+
+
+def strategy(args: argparse.Namespace, own: Sequence[CommandObjective], say: Callable[[str], None]) -> str:
+    """--strategy; without it guided, or evolution where guided cannot search. Raises UsageError for what cannot be."""
+    chosen: str | None = args.strategy
+    if own and chosen is None:
+        say(f"--strategy evolution: guided cannot predict {own[0].name}, whose values come from a command")
+        chosen = "evolution"
+    chosen = chosen or "guided"
+    if own and chosen == "guided":
+        raise UsageError(
+            f"--strategy guided cannot predict {own[0].name}, whose values come from a command: "
+            "use --strategy evolution or random"
+        )
+    if args.widen and chosen != "guided":
+        raise UsageError(f"--widen is for --strategy guided, not for {chosen}")
+    return chosen
+
+
+def expected_candidates(
+    args: argparse.Namespace, space: dict[str, Any], memory: int | None, rules: Protocol, *, emulated: bool
+) -> int | None:
+    """How many candidates the run will measure: --max-candidates, else the guess that `default_space` makes too.
+
+    None where no member of the space is known to fit the memory: the board knows better, and says so.
+    """
+    if args.max_candidates is not None:
+        return int(args.max_candidates)
+    fitting = spaces.candidates_that_fit(space, args.budget, memory, rules, is_emulated=emulated)
+    return None if fitting is None else fitting[0]
+
+
+def guided_settings(args: argparse.Namespace, n_expected: int | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Settings of guided search; says so when it is to learn the board from fewer candidates than it needs."""
+    settings: dict[str, Any] = {"widen": True} if args.widen else {}
+    if n_expected is None or n_expected >= GUIDED_PLENTY:
+        return settings
+    settings["expected_candidates"] = max(1, n_expected)
+    if n_expected < GUIDED_NEEDS:
+        design = max(GUIDED_SMALLEST_DESIGN, n_expected // 2)
+        does = (
+            f"its design shrinks to {design}"
+            if n_expected >= GUIDED_LEAST
+            else "use --strategy evolution, a smaller --space or more --budget"
+        )
+        say(f"about {n_expected} candidates are expected, but guided search learns a board from {GUIDED_NEEDS}: {does}")
+    return settings
 
 
 def memory_bytes(entry: HostEntry, target: Target) -> int | None:
@@ -76,12 +148,20 @@ def make_spec(
     """The resolved spec of one board. Raises SpecError, SpaceError or UsageError."""
     rules = protocol(args, target)
     emulated = is_emulated(entry, target)
+    own = commands(args.objective_command)
+    searched = objectives(args.objectives, own)
+    chosen = strategy(args, own, lambda text: say(f"{entry.name}: {text}"))
+    memory = memory_bytes(entry, target)
     if args.space is not None:
         space, _ = spaces.load_space(args.space)
     else:
-        choice = spaces.default_space(args.budget, memory_bytes(entry, target), protocol=rules, is_emulated=emulated)
+        choice = spaces.default_space(args.budget, memory, protocol=rules, is_emulated=emulated)
         space = choice.space
         say(f"{entry.name}: searching the space {choice.name}: {choice.reason} (--space NAME|FILE to choose)")
+    settings: dict[str, Any] = {}
+    if chosen == "guided":
+        n_expected = expected_candidates(args, space, memory, rules, emulated=emulated)
+        settings = guided_settings(args, n_expected, lambda text: say(f"{entry.name}: {text}"))
     timeout_s = args.candidate_timeout or (EMULATED_TIMEOUT_S if emulated else DEFAULT_TIMEOUT_S)
     return RunSpec(
         run_id=run_id,
@@ -89,11 +169,14 @@ def make_spec(
         budget_s=args.budget,
         target=target.name,
         seed=args.seed,
-        strategy=args.strategy,
-        objectives=objectives(args.objectives),
+        strategy=chosen,
+        settings=settings,
+        objectives=searched,
         constraints=constraints(args),
+        commands=own,
         protocol=rules,
         max_candidates=args.max_candidates,
+        confirm_fraction=spaces.CONFIRM_FRACTION,
         candidate_timeout_s=timeout_s,
         memory_headroom=target.memory_headroom,
         is_emulated=emulated,

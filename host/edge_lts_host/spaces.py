@@ -27,6 +27,7 @@ ASSUMED_FLOPS = 10e9
 ASSUMED_BYTES_PER_S = 3e9
 ASSUMED_OVERHEAD_S = 0.6
 EMULATION_FACTOR = 30.0
+CONFIRM_FRACTION = 0.2  # of a budget, kept for measuring the frontier's members again
 MIN_CANDIDATES = 30
 N_DRAWN = 64
 
@@ -124,16 +125,12 @@ def default_space(
     *,
     protocol: Protocol | None = None,
     is_emulated: bool = False,
-    confirm_fraction: float = 0.2,
 ) -> SpaceChoice:
     """The largest built-in space (by its `rank`) of which at least 30 candidates fit the budget and the memory.
 
-    How many fit: the search's share of the budget over the median `seconds_per_candidate` of 64 candidates drawn with a
-    fixed seed from the space cut to `memory_bytes` (what a candidate may take; None for unknown). If none has 30, the
-    smallest space is taken.
+    `memory_bytes` is what a candidate may take, None for unknown. If no space has 30, the smallest is taken.
     """
     from edge_lts.records import Protocol as ProtocolValue
-    from edge_lts.space import SearchSpace
 
     rules = protocol if protocol is not None else ProtocolValue()
     ranked = sorted(_builtin_ranked(), key=lambda item: item[0], reverse=True)
@@ -141,14 +138,10 @@ def default_space(
         raise UsageError("--space: none of the built-in spaces has a rank; name one, or a file")
     choice = None
     for _, file, data in ranked:
-        try:
-            space = SearchSpace.from_json(data)
-            if memory_bytes is not None:
-                space = space.restricted(max_weight_bytes=memory_bytes)
-        except SpaceError:
-            continue  # nothing of it fits this memory
-        median_s = _median_seconds(space, rules) * (EMULATION_FACTOR if is_emulated else 1.0)
-        n_fit = int(budget_s * (1 - confirm_fraction) / median_s)
+        fitting = candidates_that_fit(data, budget_s, memory_bytes, rules, is_emulated=is_emulated)
+        if fitting is None:
+            continue
+        n_fit, median_s = fitting
         choice = SpaceChoice(
             name=file.name,
             space=data,
@@ -162,6 +155,26 @@ def default_space(
             f"memory: no candidate of any built-in space fits {memory_bytes} bytes; use a board with more memory"
         )
     return choice
+
+
+def candidates_that_fit(
+    data: Mapping[str, Any], budget_s: float, memory_bytes: int | None, protocol: Protocol, *, is_emulated: bool
+) -> tuple[int, float] | None:
+    """(how many candidates of a space a budget has room for, guessed seconds of each); None if none fits the memory.
+
+    The search's share of the budget over the median `seconds_per_candidate` of 64 candidates drawn with a fixed seed
+    from the space cut to `memory_bytes`.
+    """
+    from edge_lts.space import SearchSpace
+
+    try:
+        space = SearchSpace.from_json(data)
+        if memory_bytes is not None:
+            space = space.restricted(max_weight_bytes=memory_bytes)
+    except SpaceError:
+        return None
+    median_s = _median_seconds(space, protocol) * (EMULATION_FACTOR if is_emulated else 1.0)
+    return int(budget_s * (1 - CONFIRM_FRACTION) / median_s), median_s
 
 
 def _builtin_ranked() -> list[tuple[int, SpaceFile, dict[str, Any]]]:

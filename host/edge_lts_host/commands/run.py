@@ -30,10 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--space", metavar="NAME|FILE", help="what may be built (default: as large as the budget allows)"
     )
     group.add_argument(
-        "--strategy", choices=("guided", "evolution", "random"), default="guided", help="(default: guided)"
+        "--strategy",
+        choices=("guided", "evolution", "random"),
+        help="(default: guided; evolution with --objective-command)",
+    )
+    group.add_argument(
+        "--widen", action="store_true", help="guided: go on beyond a bound of the space that the frontier leans on"
     )
     group.add_argument(
         "--objectives", metavar="A,B,...", help="(default: decoder_params,decode_latency_s,peak_memory_bytes)"
+    )
+    group.add_argument(
+        "--objective-command",
+        metavar="NAME=min|max:COMMAND",
+        action="append",
+        help="a further objective: the number that COMMAND prints last, given the architecture as JSON on stdin; it "
+        "runs ON THE BOARD with the rights of its user, through /bin/sh, after each measurement; repeatable",
     )
     group.add_argument("--seed", metavar="N", type=int, default=1, help="same seed, same proposals (default: 1)")
     group.add_argument("--max-candidates", metavar="N", type=int, default=None, help="measure no more than that")

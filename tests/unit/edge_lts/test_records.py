@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_lts.errors import EdgeLtsError, LedgerError, SpecError
+from edge_lts.objectives import CommandObjective
 from edge_lts.records import DeviceInfo, Measurement, Protocol, RunSpec, check_run_id, outcome_from_json
 from tests.fake_agent import SPACE, device_info, evaluation, failure
 from tests.unit.edge_lts.test_ledger import ARCH, JSON
@@ -30,6 +32,16 @@ def test_everything_survives_json() -> None:
     assert Measurement.from_json(through_json(measurement.to_json())) == measurement
 
 
+def test_commands_are_part_of_a_spec_and_absent_where_there_are_none() -> None:
+    assert "commands" not in SPEC.to_json()
+    score = CommandObjective(name="score", direction="max", command="./score --of -")
+    spec = replace(SPEC, objectives=("decoder_params", "score"), commands=(score,))
+    assert RunSpec.from_json(through_json(spec.to_json())) == spec
+    assert [objective.direction for objective in spec.resolved_objectives] == ["max", "max"]
+    with pytest.raises(SpecError, match="unknown objective 'score'"):
+        replace(spec, commands=())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -45,6 +57,9 @@ def test_everything_survives_json() -> None:
         ({"objectives": ["decoder_params"]}, "two to five"),
         ({"constraints": [{"name": "decode_latency_s", "maximum": 10**400}]}, "finite"),
         ({"protocol": {"context_tokens": "many"}}, "context_tokens"),
+        ({"commands": {}}, "commands must be a list"),
+        ({"commands": ["echo 1"]}, "name, direction and command"),
+        ({"commands": [{"name": "score", "direction": "min", "command": "x"}]}, "not among the objectives"),
     ],
 )
 def test_a_wrong_spec_names_what_is_wrong(changes: dict[str, Any], message: str) -> None:
@@ -75,7 +90,7 @@ def test_fuzzed_values_raise_only_declared_errors(data: object) -> None:
 
 
 @settings(max_examples=150)
-@given(st.dictionaries(st.sampled_from(sorted(SPEC.to_json())), JSON, min_size=1, max_size=3))
+@given(st.dictionaries(st.sampled_from(sorted([*SPEC.to_json(), "commands"])), JSON, min_size=1, max_size=3))
 def test_a_fuzzed_spec_raises_only_spec_errors(changes: dict[str, Any]) -> None:
     with contextlib.suppress(SpecError):
         RunSpec.from_json({**SPEC.to_json(), **changes})

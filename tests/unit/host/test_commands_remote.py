@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from edge_lts.errors import SpecError
 from edge_lts.records import RunSpec
+from edge_lts.search.guided import GuidedSettings
 from edge_lts_host import follow, launch, waiting
 from edge_lts_host.agent_protocol import PROTOCOL
 from edge_lts_host.cli import build_parser, main
@@ -101,6 +103,96 @@ def test_bad_flags_are_usage_errors() -> None:
         spec("--objectives", "decoder_params,speed")
     with pytest.raises(SpecError, match="prompt_tokens"):
         spec("--prompt-tokens", "0")
+
+
+def spoken(*words: str, entry: HostEntry = ENTRY) -> tuple[RunSpec, list[str]]:
+    said: list[str] = []
+    target = launch.target_of(entry, load_targets())
+    return launch.make_spec(arguments("--space", "tiny", *words), entry, target, "run-1", said.append), said
+
+
+def test_a_command_is_a_further_objective_and_makes_the_search_evolution() -> None:
+    found, said = spoken("--objective-command", "score=max:./score --model a=b:c", "--objective-command", "n=min:wc -c")
+    assert [one.to_json() for one in found.commands] == [
+        {"name": "score", "direction": "max", "command": "./score --model a=b:c"},
+        {"name": "n", "direction": "min", "command": "wc -c"},
+    ]
+    assert found.objectives == ("decoder_params", "decode_latency_s", "peak_memory_bytes", "score", "n")
+    assert found.strategy == "evolution"
+    assert found.settings == {}
+    assert said == ["pi: --strategy evolution: guided cannot predict score, whose values come from a command"]
+    found, said = spoken(
+        "--objective-command", "n=min:wc -c", "--objectives", "n,decoder_params", "--strategy", "random"
+    )
+    assert (found.objectives, found.strategy, said) == (("n", "decoder_params"), "random", [])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective-command", "score=./score"], "must be NAME=min:COMMAND"),
+        (["--objective-command", "score=up:./score"], "must be NAME=min:COMMAND"),
+        (["--objective-command", "score"], "must be NAME=min:COMMAND"),
+        (["--objective-command", "Score=min:x"], "cannot name an objective"),
+        (["--objective-command", "score=min: "], "a line for /bin/sh"),
+        (["--objective-command", "decode_latency_s=min:x"], "is a built-in objective"),
+        (["--objective-command", "state=min:x"], "another column state"),
+        (["--objective-command", "a=min:x", "--objective-command", "a=max:y"], "two commands define one objective"),
+        ([f"--objective-command={name}=min:x" for name in "abc"], "two to five objectives, not 6"),
+        (["--objective-command", "a=min:x", "--strategy", "guided"], "--strategy guided cannot predict a, "),
+        (["--widen", "--strategy", "evolution"], "--widen is for --strategy guided, not for evolution"),
+        (["--widen", "--objective-command", "a=min:x"], "--widen is for --strategy guided, not for evolution"),
+    ],
+)
+def test_a_strategy_or_a_command_that_makes_no_sense_is_refused_before_a_board_is_asked(
+    words: list[str], message: str
+) -> None:
+    with pytest.raises((SpecError, UsageError)) as caught:
+        spoken(*words)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_widening_is_a_setting_of_guided_search() -> None:
+    assert spoken("--widen")[0].settings == {"widen": True}
+    assert spoken()[0].settings == {}
+
+
+@pytest.mark.parametrize(
+    ("n", "settings", "words"),
+    [
+        (11, {"expected_candidates": 11}, "use --strategy evolution, a smaller --space or more --budget"),
+        (12, {"expected_candidates": 12}, "its design shrinks to 10"),
+        (32, {"expected_candidates": 32}, "its design shrinks to 16"),
+        (33, {"expected_candidates": 33}, None),
+        (65, {"expected_candidates": 65}, None),
+        (66, {}, None),
+    ],
+)
+def test_guided_search_is_told_when_few_candidates_are_expected(
+    n: int, settings: dict[str, Any], words: str | None
+) -> None:
+    found, said = spoken("--max-candidates", str(n))
+    assert found.settings == settings
+    expected = f"pi: about {n} candidates are expected, but guided search learns a board from 33: {words}"
+    assert said == ([] if words is None else [expected])
+    assert GuidedSettings.from_json(found.settings).design_size == min(24, max(10, n // 2))
+    for strategy in ("evolution", "random"):
+        found, said = spoken("--max-candidates", str(n), "--strategy", strategy)
+        assert (found.settings, said) == ({}, [])
+
+
+def test_how_many_are_expected_follows_the_budget_and_the_board() -> None:
+    def n_expected(*words: str, entry: HostEntry = ENTRY) -> int:
+        found: int = spoken(*words, entry=entry)[0].settings.get("expected_candidates", 66)
+        return found
+
+    assert n_expected() == 66
+    assert 1 <= n_expected("--budget", "15s") < n_expected("--budget", "30s") < 66
+    emulated = HostEntry(name="e", destination="e", target="emulated-arm64", deployed_at="x")
+    assert n_expected("--budget", "4m", entry=emulated) < n_expected("--budget", "4m")
+    tiny_memory = replace(ENTRY, device={"memory_available_bytes": 1000})  # the board will say what does not fit
+    assert n_expected("--budget", "15s", entry=tiny_memory) == 66
 
 
 def test_without_a_space_the_choice_is_said() -> None:
