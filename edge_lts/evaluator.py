@@ -4,15 +4,13 @@ Meant for the child of the fork server (`edge_lts.profile.server`), which has co
 afterwards; called twice in one process, the second memory value is worthless, since the heap is warm. The order is
 
     threads -> anchor -> memory baseline and limit -> load -> watermark (loading)
-    -> KV cache, one prefill, one token -> watermark (running) -> warm-ups and samples -> anchor
+    -> KV cache, one prefill, one token -> watermark (running) -> warm-ups, then rounds of samples and anchor
 
-The anchor is a small model that goes through the same operators, so that what a process pays once (thread stacks, code
-pages read from disk, the matrix library's smallest buffers) lies in the baseline and not in the candidate's account.
-Buffers that the matrix library makes for this candidate's shapes are the candidate's.
+The anchor (`edge_lts.profile.anchor`) goes through the same operators, so that what a process pays once (thread stacks,
+code pages read from disk, the matrix library's smallest buffers) lies in the baseline and not in the candidate's
+account. Buffers that the matrix library makes for this candidate's shapes are the candidate's.
 """
 
-import dataclasses
-import math
 import os
 import resource
 import time
@@ -21,24 +19,19 @@ from typing import Any
 import torch
 
 from edge_lts import stats
-from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.arch import Architecture
 from edge_lts.device import cpu_count
 from edge_lts.errors import EvaluationError
 from edge_lts.footprint import cache_tokens
 from edge_lts.model import build_model
-from edge_lts.profile.latency import Timer, make_timers, take_samples
+from edge_lts.profile.anchor import Anchor
+from edge_lts.profile.latency import Timer, make_timers, shallow_tokens, take_samples, take_shallow_samples
 from edge_lts.profile.memory import MemoryMeter, set_malloc
 from edge_lts.profile.weights import fill_tensors, fill_weights
 from edge_lts.records import METHOD_VERSION, Evaluation, Measurement, Protocol, Purpose, Value
 
 NOISY_RELATIVE_MAD = 0.10
 CONTENDED_SHARE = 0.10
-ANCHOR_PASSES = 3
-
-_ANCHOR = Architecture(
-    backbone="gpt2", d_model=256, layers=(LayerSpec(d_inner=512, n_head=4),), vocab_size=2048, max_seq_len=256
-)
-_ANCHOR_CUTOFFS = (512, 1024)  # of an adaptive embedding
 # torch has one exception for a failed allocation on a GPU and none on a CPU: only the text tells.
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
 
@@ -63,7 +56,7 @@ def evaluate(
     torch.set_num_threads(threads)
     set_malloc(keeps_freed=False)  # before the warm-up, which otherwise leaves free blocks behind that get reused
     with torch.inference_mode():
-        anchor = _time_anchor(arch, protocol, ANCHOR_PASSES)
+        anchor = Anchor(arch, protocol)
         warm = time.perf_counter()
         meter = MemoryMeter()
         hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
@@ -90,7 +83,7 @@ def _measure(
     meter: MemoryMeter,
     threads: int,
     is_emulated: bool,
-    anchor: dict[str, float],
+    anchor: Anchor,
     *,
     started: float,
     warm: float,
@@ -102,14 +95,14 @@ def _measure(
     cache = model.new_cache(capacity=cache_tokens(arch, protocol))
     fill_tensors(cache.tensors())
     load_before, clocks_before = os.getloadavg(), _Clocks()
-    prefill, decode = make_timers(model, cache, protocol)
+    prefill, decode, shallow = make_timers(model, cache, protocol)
     prefill.check()
     decode.check()
     meter.end_running()
-    take_samples(prefill, decode, protocol)
+    take_samples(prefill, decode, protocol, between=anchor.sample)
+    take_shallow_samples(shallow, protocol)
     meter.end_timing()
     clocks, load_after = _Clocks().since(clocks_before), os.getloadavg()
-    anchor_after = _time_anchor(arch, protocol, ANCHOR_PASSES)
 
     samples = {"decode_latency_s": decode.samples_s, "prefill_latency_s": prefill.samples_s}
     timings = {name: stats.summarise(values) for name, values in samples.items()}
@@ -134,8 +127,9 @@ def _measure(
         **clocks,
         "block_sizes": {"decode": decode.repeats, "prefill": prefill.repeats},
         "n_forwards": {"decode": decode.n_forwards, "prefill": prefill.n_forwards},
-        "anchor_s": {name: math.sqrt(seconds * anchor_after[name]) for name, seconds in anchor.items()},
-        "forward_s": _seconds_in(decode, prefill),
+        "anchor_s": anchor.medians_s(),
+        "shallow_decode": {"context_tokens": shallow_tokens(protocol), "median_s": stats.median(shallow.samples_s)},
+        "forward_s": _seconds_in(decode, prefill, shallow),
         "process_warmup_s": warm - started,
         "load_s": loaded - warm,
         "child_s": time.perf_counter() - started,
@@ -161,33 +155,6 @@ def _check_positions(arch: Architecture, protocol: Protocol) -> None:
                 "unsupported",
                 f"{name} {getattr(protocol, name)} needs {needed} positions; max_seq_len is {arch.max_seq_len}",
             )
-
-
-def _time_anchor(arch: Architecture, protocol: Protocol, n: int) -> dict[str, float]:
-    """Seconds of one prefill and one decoded token of the anchor: a small model that never changes.
-
-    Its first passes run every kind of operator that the candidate will; the rest say how fast this machine is now,
-    which the cost model of guided search divides by. Medians of `n` and 3 n passes.
-    """
-    factor = min(2, arch.embedding_factor)  # adaptive or not
-    model = build_model(_ANCHOR.replace(backbone=arch.backbone, embedding_factor=factor, cutoffs=_ANCHOR_CUTOFFS))
-    fill_weights(model)
-    longest = _ANCHOR.max_seq_len - 1
-    short = dataclasses.replace(
-        protocol,
-        prompt_tokens=min(protocol.prompt_tokens, longest),
-        context_tokens=min(protocol.context_tokens, longest),
-        mem_len=None,
-    )
-    cache = model.new_cache(capacity=_ANCHOR.max_seq_len)
-    fill_tensors(cache.tensors())
-    prefill, decode = make_timers(model, cache, short)
-    prefill.check()
-    decode.check()
-    return {
-        "prefill_latency_s": stats.median([prefill.run(1) * 1e-9 for _ in range(n)]),
-        "decode_latency_s": stats.median([decode.run(1) * 1e-9 for _ in range(3 * n)]),
-    }
 
 
 def _set_soft_limit(limit_bytes: int, hard_limit: int) -> None:

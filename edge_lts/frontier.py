@@ -1,12 +1,14 @@
 """The Pareto frontier of a run: each architecture's processes combined into one value, then the non-dominated ones.
 
 How several processes of one architecture become one value:
-    median  median of the process medians, so that a process with more samples has no louder voice
+    median  median of the process medians, so that a process with more samples has no louder voice; latencies at the
+            machine's usual speed in this run (`edge_lts.speed`), as are their intervals
     mad     of all samples together
     ci95    order-statistic interval of all samples together, widened where needed to hold `median`; None where a
             process kept no samples. It speaks of the occasions that were seen.
     pi95    what a fresh process later would show: from three processes on, with the between-process spread pooled over
-            all members (`stats.pooled_pi95`)
+            all members (`stats.pooled_pi95`); the spread is that of the times as measured, since a later process gets
+            the machine's speed of its own moment
     n       samples in total
 Dominance is decided by the run's objectives alone; every objective that was measured is carried along. Predictions and
 probabilities are not this module's business.
@@ -19,6 +21,7 @@ from typing import Any
 from edge_lts.arch import Architecture
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.records import Evaluation, Measurement, Outcome, Value, central, value_to_json
+from edge_lts.speed import Anchors, UsualSpeed, anchors_of
 from edge_lts.stats import ci95_of_median, mad, median, pooled_pi95
 
 
@@ -73,19 +76,25 @@ class Frontier:
     def __init__(
         self, objectives: Sequence[Objective], constraints: Sequence[Constraint] = (), recall: Recall | None = None
     ) -> None:
+        self._speed = UsualSpeed()
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
         self._recall = recall
         self._groups: dict[str, list[Evaluation]] = {}
-        self._losses: dict[str, list[float] | None] = {}  # None: no member whatever the others do
+        self._values: dict[str, list[tuple[dict[str, float], Anchors]]] = {}  # of each process; for dominance
 
     def add(self, arch_id: str, evaluation: Evaluation) -> None:
         """One more process of one architecture."""
         group = self._groups.get(arch_id, [])
-        if arch_id in self._losses and not group and self._recall is not None:
+        if arch_id in self._values and not group and self._recall is not None:
             group = self._recall([arch_id])[arch_id]
         self._groups[arch_id] = [*group, evaluation]
-        self._losses[arch_id] = _losses(self._groups[arch_id], self._objectives, self._constraints)
+        anchors = anchors_of(evaluation)
+        self._speed.add(anchors)
+        names = {item.name for item in (*self._objectives, *self._constraints)}
+        found = {name: central(evaluation.objectives.get(name)) for name in names}
+        kept = {name: float(value) for name, value in found.items() if value is not None}
+        self._values.setdefault(arch_id, []).append((kept, anchors))
 
     def member_ids(self) -> list[str]:
         """Who stands on the frontier now, in the order in which the architectures were first added."""
@@ -101,44 +110,69 @@ class Frontier:
         return self._groups[arch_id]
 
     def members(self) -> list[Member]:
-        return combine([(arch_id, self._groups[arch_id]) for arch_id in self.member_ids()])
+        return self.combine([(arch_id, self._groups[arch_id]) for arch_id in self.member_ids()])
+
+    def combine(self, chosen: Sequence[tuple[str, Sequence[Evaluation]]]) -> list[Member]:
+        """Members from the processes of each chosen (arch_id, processes); `pi95` is pooled over all of them."""
+        raw = [[process.objectives for process in group] for _, group in chosen]
+        usual = [(arch_id, [self._at_usual_speed(process) for process in group]) for arch_id, group in chosen]
+        return _combine_all(usual, raw)
+
+    def _at_usual_speed(self, process: Evaluation) -> Evaluation:
+        anchors = anchors_of(process)
+        slowdowns = {name: self._speed.slowdown(name, anchors) for name in process.objectives}
+        return replace(
+            process,
+            objectives={name: _divided(value, slowdowns[name]) for name, value in process.objectives.items()},
+            samples={
+                name: [sample / slowdowns.get(name, 1.0) for sample in samples]
+                for name, samples in process.samples.items()
+            },
+        )
 
     def _nondominated(self) -> list[str]:
         import numpy as np
 
         from edge_lts.pareto import nondominated
 
-        eligible = [(arch_id, losses) for arch_id, losses in self._losses.items() if losses is not None]
+        found = [(arch_id, self._losses(processes)) for arch_id, processes in self._values.items()]
+        eligible = [(arch_id, losses) for arch_id, losses in found if losses is not None]
         if not eligible:
             return []
         mask = nondominated(np.array([losses for _, losses in eligible], dtype=float))
         return [arch_id for (arch_id, _), is_member in zip(eligible, mask, strict=True) if is_member]
 
+    def _losses(self, processes: Sequence[tuple[dict[str, float], Anchors]]) -> list[float] | None:
+        """What dominance is decided on: a number to minimise for each objective. None for what cannot be a member."""
+        for constraint in self._constraints:
+            value = self._central(processes, constraint.name)
+            if value is None or not constraint.allows(value):
+                return None
+        losses = []
+        for objective in self._objectives:
+            value = self._central(processes, objective.name)
+            if value is None:
+                return None
+            losses.append(objective.loss(value))
+        return losses
 
-def _losses(
-    group: Sequence[Evaluation], objectives: Sequence[Objective], constraints: Sequence[Constraint]
-) -> list[float] | None:
-    """What dominance is decided on: a number to minimise for each objective. None for what cannot be a member."""
-    for constraint in constraints:
-        value = _central(group, constraint.name)
-        if value is None or not constraint.allows(value):
-            return None
-    losses = []
-    for objective in objectives:
-        value = _central(group, objective.name)
-        if value is None:
-            return None
-        losses.append(objective.loss(value))
-    return losses
+    def _central(self, processes: Sequence[tuple[dict[str, float], Anchors]], name: str) -> float | None:
+        speed = self._speed
+        numbers = [values[name] / speed.slowdown(name, anchors) for values, anchors in processes if name in values]
+        return median(numbers) if numbers else None
+
+
+def _divided(value: Value, slowdown: float) -> Value:
+    """A measured value at another speed; anything else as it is."""
+    if slowdown == 1.0 or not isinstance(value, Measurement):
+        return value
+    low_high = None if value.ci95 is None else (value.ci95[0] / slowdown, value.ci95[1] / slowdown)
+    spread = None if value.mad is None else value.mad / slowdown
+    return replace(value, median=value.median / slowdown, mad=spread, ci95=low_high)
 
 
 def _values(group: Sequence[Evaluation], name: str) -> list[int | float | Measurement]:
     return [value for evaluation in group if (value := evaluation.objectives.get(name)) is not None]
-
-
-def _central(group: Sequence[Evaluation], name: str) -> float | None:
-    numbers = [found for value in _values(group, name) if (found := central(value)) is not None]
-    return median(numbers) if numbers else None
 
 
 def _combine(arch_id: str, group: Sequence[Evaluation]) -> Member:
@@ -187,18 +221,20 @@ def _all_samples(group: Sequence[Evaluation], name: str) -> list[float] | None:
     return samples
 
 
-def combine(chosen: Sequence[tuple[str, Sequence[Evaluation]]]) -> list[Member]:
-    """Members from the processes of each chosen (arch_id, processes); `pi95` is pooled over all of them."""
-    groups = [group for _, group in chosen]
+def _combine_all(
+    chosen: Sequence[tuple[str, Sequence[Evaluation]]], raw: Sequence[Sequence[Mapping[str, Value]]]
+) -> list[Member]:
+    """Members from processes at the usual speed; the spread for `pi95` comes from the `raw` objectives."""
     combined = [_combine(arch_id, group) for arch_id, group in chosen]
     names = dict.fromkeys(name for member in combined for name in member.objectives)
     objectives = [dict(member.objectives) for member in combined]
     for name in names:
         medians = [
-            [value.median for value in _values(group, name) if isinstance(value, Measurement)] for group in groups
+            [value.median for own in processes if isinstance(value := own.get(name), Measurement)] for processes in raw
         ]
-        for values, interval in zip(objectives, pooled_pi95(medians), strict=True):
+        for values, interval, measured in zip(objectives, pooled_pi95(medians), medians, strict=True):
             value = values.get(name)
             if interval is not None and isinstance(value, Measurement):
-                values[name] = replace(value, pi95=interval)
+                moved = value.median / median(measured) if median(measured) else 1.0
+                values[name] = replace(value, pi95=(interval[0] * moved, interval[1] * moved))
     return [replace(member, objectives=values) for member, values in zip(combined, objectives, strict=True)]

@@ -10,11 +10,11 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 
 from edge_lts.arch import Architecture
-from edge_lts.frontier import Frontier, Member, combine
+from edge_lts.frontier import Frontier, Member
 from edge_lts.ledger import LedgerReader
-from edge_lts.objectives import resolve_objectives
 from edge_lts.records import SCHEMA_VERSION, Evaluation, Failure, Outcome, RunSpec
 from edge_lts.runfolder import FRONTIER, LEDGER, RunFolder, write_atomic
+from edge_lts.speed import anchors_of
 from edge_lts.stats import MIN_PROCESSES_PI95
 
 FORGET_EVERY = 64
@@ -26,7 +26,7 @@ class Progress:
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
         self._folder = folder
         self._spec = spec
-        self._frontier = Frontier(resolve_objectives(spec.objectives), spec.constraints, recall=self._recall)
+        self._frontier = Frontier(spec.resolved_objectives, spec.constraints, recall=self._recall)
         self._failed_confirmations: dict[str, int] = {}
         self.candidate_ids: dict[str, int] = {}  # arch_id -> candidate_id of everything that was searched
         self.member_ids: list[str] = []
@@ -101,6 +101,10 @@ class Progress:
         """Members that have not been tried in as many processes as `pi95` needs."""
         return [arch_id for arch_id in self.member_ids if self.n_attempts(arch_id) < MIN_PROCESSES_PI95]
 
+    def members(self) -> list[Member]:
+        """Who stands on the frontier, with what their processes say together; `ci95` of several is left out."""
+        return self._frontier.members()
+
     def architecture(self, arch_id: str) -> Architecture:
         """A member's architecture."""
         return self._frontier.processes(arch_id)[0].architecture
@@ -124,7 +128,7 @@ class Progress:
         """Replace frontier.json; the final one has `ci95` of several processes and is on the disk. Raises OSError."""
         if is_final:
             groups = self._recall(self.member_ids, keep_samples=True)
-            members = combine([(arch_id, groups[arch_id]) for arch_id in self.member_ids])
+            members = self._frontier.combine([(arch_id, groups[arch_id]) for arch_id in self.member_ids])
         else:
             members = self._frontier.members()
         write_atomic(self._folder / FRONTIER, self._frontier_json(members), is_durable=is_final)
@@ -144,4 +148,5 @@ class Progress:
 
 
 def _slim(evaluation: Evaluation, *, keep_samples: bool = False) -> Evaluation:
-    return dataclasses.replace(evaluation, samples=evaluation.samples if keep_samples else {}, conditions={})
+    samples = evaluation.samples if keep_samples else {}
+    return dataclasses.replace(evaluation, samples=samples, conditions={"anchor_s": anchors_of(evaluation)})

@@ -94,8 +94,8 @@ class Timer:
         self.samples_s.append(self.run(self.repeats) * _NS / self.repeats)
 
 
-def make_timers(model: Model, cache: Cache, protocol: Protocol) -> tuple[Timer, Timer]:
-    """Timers of prefill and decode, in this order.
+def make_timers(model: Model, cache: Cache, protocol: Protocol) -> tuple[Timer, Timer, Timer]:
+    """Timers of prefill, decode, and decode with a shallower cache (`shallow_tokens`), in this order.
 
     `cache` must have room for the prompt and for context_tokens + 1, and hold real numbers throughout.
     """
@@ -109,16 +109,29 @@ def make_timers(model: Model, cache: Cache, protocol: Protocol) -> tuple[Timer, 
         logits: Tensor = model(prompt, cache, protocol.logits)
         return logits
 
-    def decode_once() -> Tensor:
-        cache.set_length(protocol.context_tokens)
+    def decode_behind(context_tokens: int) -> Tensor:
+        cache.set_length(context_tokens)
         logits: Tensor = model(next(decode_tokens), cache, "last")
         return logits
 
-    return Timer("prefill", prefill_once), Timer("decode", decode_once)
+    shallow = shallow_tokens(protocol)
+    return (
+        Timer("prefill", prefill_once),
+        Timer("decode", lambda: decode_behind(protocol.context_tokens)),
+        Timer("shallow decode", lambda: decode_behind(shallow)),
+    )
 
 
-def take_samples(prefill: Timer, decode: Timer, protocol: Protocol) -> None:
-    """Warm both up and take the protocol's samples of each, in alternating rounds."""
+def shallow_tokens(protocol: Protocol) -> int:
+    """The second cache depth at which decoding is timed: what the cache costs is the difference, linear between."""
+    return protocol.context_tokens // 4
+
+
+def take_samples(prefill: Timer, decode: Timer, protocol: Protocol, between: Callable[[], None] = lambda: None) -> None:
+    """Warm both up and take the protocol's samples of each, in alternating rounds.
+
+    `between` is called once a round, after its prefills; the untimed token that follows hides it from the decodes.
+    """
     with resting_garbage_collector():
         prefill.warm_up(protocol.warmup, protocol.min_sample_s)
         decode.warm_up(protocol.warmup, protocol.min_sample_s)
@@ -127,9 +140,18 @@ def take_samples(prefill: Timer, decode: Timer, protocol: Protocol) -> None:
         for n_prefill, n_decode in zip(n_prefills, n_decodes, strict=True):
             for _ in range(n_prefill):
                 prefill.sample()
+            between()
             decode.run(1)
             for _ in range(n_decode):
                 decode.sample()
+
+
+def take_shallow_samples(shallow: Timer, protocol: Protocol) -> None:
+    """A quarter of decode's samples, at least three, when everything else was timed."""
+    with resting_garbage_collector():
+        shallow.warm_up(1, protocol.min_sample_s)
+        for _ in range(max(3, protocol.decode_samples // 4)):
+            shallow.sample()
 
 
 def _shares(n: int, parts: int) -> list[int]:

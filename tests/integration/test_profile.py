@@ -15,12 +15,13 @@ import pytest
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import EvaluationError
 from edge_lts.records import Protocol
+from edge_lts.speed import ANCHORS
 from tests.support import is_required
 
 torch = importlib.import_module("torch") if is_required("torch") else pytest.importorskip("torch")
 
 from edge_lts.model import build_model  # noqa: E402  (after the check that torch is there)
-from edge_lts.profile import latency, memory, weights  # noqa: E402
+from edge_lts.profile import anchor, latency, memory, weights  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -63,10 +64,17 @@ def test_tokens_follow_the_zipf_law_and_the_seed() -> None:
 
 
 def test_samples_are_taken_as_the_protocol_says() -> None:
-    _, cache, prefill, decode = timers(SHORT)
+    _, cache, prefill, decode, _ = timers(SHORT)
     prefill.check()
     decode.check()
-    latency.take_samples(prefill, decode, SHORT)
+    n_between = 0
+
+    def between() -> None:
+        nonlocal n_between
+        n_between += 1
+
+    latency.take_samples(prefill, decode, SHORT, between)
+    assert n_between == 3  # once a round
     assert (len(prefill.samples_s), len(decode.samples_s)) == (3, 7)
     assert all(0 < sample < 10 for sample in prefill.samples_s + decode.samples_s)
     # one check, two warm-ups, the samples, and before each of three rounds one untimed token
@@ -77,12 +85,16 @@ def test_samples_are_taken_as_the_protocol_says() -> None:
 
 
 def test_decode_position_and_prompt_never_move() -> None:
-    model, cache, prefill, decode = timers(SHORT)
+    model, cache, prefill, decode, shallow = timers(SHORT)
     seen = []
     handle = model.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[1].length, inputs[0].shape[1])))
     latency.take_samples(prefill, decode, SHORT)
-    handle.remove()
     assert set(seen) == {(0, SHORT.prompt_tokens), (SHORT.context_tokens, 1)}
+    seen.clear()
+    latency.take_shallow_samples(shallow, SHORT)
+    handle.remove()
+    assert set(seen) == {(SHORT.context_tokens // 4, 1)}
+    assert len(shallow.samples_s) == 3
     assert torch.isfinite(torch.stack([tensor.sum() for tensor in cache.tensors()])).all()
 
 
@@ -113,12 +125,28 @@ def test_no_result_is_kept_into_the_next_forward() -> None:
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_logits_that_are_not_finite_fail_the_candidate(value: float) -> None:
-    model, _, prefill, decode = timers(SHORT)
+    model, _, prefill, decode, _ = timers(SHORT)
     model.decoder.norm.bias.fill_(value)
     for timer in (prefill, decode):
         with pytest.raises(EvaluationError, match=timer.name) as caught:
             timer.check()
         assert caught.value.kind == "nonfinite"
+
+
+@pytest.mark.parametrize("arch", [ARCH, ARCH.replace(backbone="transformer-xl", embedding_factor=2)])
+def test_the_anchor_is_timed_once_a_round(arch: Architecture) -> None:
+    found = anchor.Anchor(arch, SHORT)
+    for _ in range(2):
+        found.sample()
+    assert {name: len(timer.samples_s) for name, timer in found._timers.items()} == {
+        "prefill_latency_s": 2,
+        "decode_latency_s": 6,
+        "stream_s": 2,
+    }
+    medians = found.medians_s()
+    assert set(medians) == set(ANCHORS)
+    assert all(0 < seconds < 10 for seconds in medians.values())
+    assert medians["decode_latency_s"] < medians["prefill_latency_s"]
 
 
 def test_garbage_collector_rests_and_wakes() -> None:

@@ -1,0 +1,68 @@
+"""How fast this machine is while a candidate is being timed: three small fixed jobs, timed again in every round.
+
+Machines change their speed by tens of percent for seconds or minutes (governor, heat, neighbours), and not evenly: a
+busy neighbour takes memory bandwidth from large weights and little from small ones. So there are three anchors that
+never change: one prefill and one decoded token of a small model, and a product of a 16 MB matrix with a vector, which
+streams it from memory. The cost model of guided search learns how much each of them says about a candidate's time.
+
+The first passes also run every kind of operator that the candidate will, so that what a process pays once lies in the
+memory baseline; the anchors stay alive and in that baseline until the candidate is done.
+"""
+
+import dataclasses
+
+import torch
+
+from edge_lts import stats
+from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.model import build_model
+from edge_lts.profile.latency import Timer, make_timers
+from edge_lts.profile.weights import fill_tensors, fill_weights
+from edge_lts.records import Protocol
+
+STREAM_WIDTH = 2048  # numbers a side: 16 MB
+
+_MODEL = Architecture(
+    backbone="gpt2", d_model=256, layers=(LayerSpec(d_inner=512, n_head=4),), vocab_size=2048, max_seq_len=256
+)
+_CUTOFFS = (512, 1024)  # of an adaptive embedding
+
+
+class Anchor:
+    """The three jobs. Make it first of all in a process; `sample` once a round; `medians_s` at the end."""
+
+    def __init__(self, arch: Architecture, protocol: Protocol) -> None:
+        factor = min(2, arch.embedding_factor)  # adaptive or not
+        model = build_model(_MODEL.replace(backbone=arch.backbone, embedding_factor=factor, cutoffs=_CUTOFFS))
+        fill_weights(model)
+        longest = _MODEL.max_seq_len - 1
+        short = dataclasses.replace(
+            protocol,
+            prompt_tokens=min(protocol.prompt_tokens, longest),
+            context_tokens=min(protocol.context_tokens, longest),
+            mem_len=None,
+        )
+        cache = model.new_cache(capacity=_MODEL.max_seq_len)
+        fill_tensors(cache.tensors())
+        matrix, vector = torch.empty(STREAM_WIDTH, STREAM_WIDTH), torch.empty(STREAM_WIDTH)
+        fill_tensors([matrix, vector])
+        prefill, decode, _ = make_timers(model, cache, short)
+        self._timers = {
+            "prefill_latency_s": prefill,
+            "decode_latency_s": decode,
+            "stream_s": Timer("stream", lambda: torch.mv(matrix, vector)),
+        }
+        for timer in self._timers.values():
+            timer.check()
+
+    def sample(self) -> None:
+        """One round: a prefill; a product and three tokens, each after an untimed one."""
+        for name, n in (("prefill_latency_s", 1), ("stream_s", 1), ("decode_latency_s", 3)):
+            timer = self._timers[name]
+            if name != "prefill_latency_s":
+                timer.run(1)
+            for _ in range(n):
+                timer.sample()
+
+    def medians_s(self) -> dict[str, float]:
+        return {name: stats.median(timer.samples_s) for name, timer in self._timers.items()}
