@@ -5,19 +5,18 @@ A decoder's time is nearly a sum: what lies outside the layers (embedding, head)
     T(arch) = B(arch) (1 + b(width)) + sum over layers of L(d, f, h) (1 + e(d, f, h)),    times the machine's speed then
 
 B and L are smooth: non-negative combinations of operation and byte counts (`_layer_terms`, `_base_terms`), found by
-non-negative least squares on relative errors. The deviations e and b are a Gaussian process over (log d_model,
-log d_inner, n_head), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
+non-negative least squares on relative errors. The deviations e and b are a Gaussian process over (log d_model, log
+d_inner, n_head), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
 neighbours and the smooth fit by as much as its noise demands; an optimiser would otherwise pick lucky noise. Widths of
 the kernel and the noise are chosen by marginal likelihood. Decoding has two regimes, weights resident in the last-level
-cache and beyond it; each has its own smooth rates where enough models were measured in it.
+cache and beyond it; each has its own smooth rates where enough models were measured in it. What the cache costs is
+known from the same models timed at two cache depths, linear between.
 
-The machine's speed is followed by an anchor: a fixed small model that every measuring process times as well. Observed
-times are divided by the anchor's change to the power gamma, itself fitted in [0, 1].
+The machine's speed is followed by anchors, fixed small jobs that every measuring process times as well (`drift`).
 
 Sources: Rasmussen and Williams 2006 (eq. 2.25 to 2.27 posterior, 5.12 leave-one-out), Lawson and Hanson 1974 (NNLS).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +26,8 @@ from numpy.typing import NDArray
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.footprint import weight_bytes
 from edge_lts.records import Evaluation, Measurement, Protocol
+from edge_lts.search.drift import Drift, refit, usual_anchors
+from edge_lts.speed import Anchors, anchors_of
 
 Floats = NDArray[np.float64]
 Shape = tuple[int, int, int]  # d_model, d_inner, n_head; d_inner 0 is what lies outside the layers
@@ -63,12 +64,15 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A measured model: its time, the time's relative standard error, and the anchor's time in the same process."""
+    """A measured model: its time, the time's relative standard error, the anchors' times in the same process, and (of
+    decoding) the time behind a shallower cache."""
 
     architecture: Architecture
     seconds: float
     relative_error: float = 0.0
-    anchor_s: float | None = None
+    anchors: Anchors = field(default_factory=dict)
+    shallow_tokens: int | None = None
+    shallow_s: float | None = None
 
 
 def observation_of(outcome: Evaluation, cost: str) -> Observation | None:
@@ -76,14 +80,18 @@ def observation_of(outcome: Evaluation, cost: str) -> Observation | None:
     value = outcome.objectives.get(cost)
     if not isinstance(value, Measurement) or value.median <= 0:
         return None
-    anchor = outcome.conditions.get("anchor_s")
-    anchor_s = anchor.get(cost) if isinstance(anchor, Mapping) else None
     error = 0.0 if value.ci95 is None else (value.ci95[1] - value.ci95[0]) / 3.92 / value.median
+    shallow = outcome.conditions.get("shallow_decode") if cost == "decode_latency_s" else None
+    tokens, seconds = (
+        (shallow.get("context_tokens"), shallow.get("median_s")) if isinstance(shallow, Mapping) else 2 * (None,)
+    )
     return Observation(
         architecture=outcome.architecture,
         seconds=value.median,
         relative_error=min(error, 0.5),
-        anchor_s=float(anchor_s) if isinstance(anchor_s, (int, float)) and anchor_s > 0 else None,
+        anchors=anchors_of(outcome),
+        shallow_tokens=tokens if isinstance(tokens, int) else None,
+        shallow_s=float(seconds) if isinstance(seconds, (int, float)) and seconds > 0 else None,
     )
 
 
@@ -155,15 +163,19 @@ class _Rates:
 
 @dataclass(slots=True, kw_only=True)
 class CostModel:
-    """One cost (decode or prefill) fitted to observations; see the module. Make it with `fit`."""
+    """One cost (decode or prefill) fitted to observations; see the module. Make it with `fit`.
+
+    overconfidence: how many times larger left-out errors are than the model expects, at least 1 (their 68 % quantile,
+    which a few disturbed measurements do not move).
+    """
 
     cost: str
     conditions: Conditions
-    gamma: float
-    anchor_s: float | None
+    drift: Drift
     noise: float
     scales: tuple[float, ...]
     n_observations: int
+    overconfidence: float
     left_out_errors: Floats = field(repr=False)
     _rates: dict[bool, _Rates] = field(repr=False)
     _shapes: list[Shape] = field(repr=False)
@@ -174,23 +186,23 @@ class CostModel:
     def is_beyond_cache(self, arch: Architecture) -> bool:
         return _is_beyond(self.cost, arch, self.conditions)
 
-    def layer_costs(self, d_model: int, layers: Sequence[LayerSpec], is_beyond: bool) -> tuple[Floats, Floats]:
-        """Seconds (m,) of each layer shape and the standard deviation of its relative deviation (m,)."""
+    def layer_costs(self, d_model: int, layers: Sequence[LayerSpec], is_beyond: bool, margin: float = 0.0) -> Floats:
+        """Seconds (m,) of each layer shape, plus `margin` standard deviations of what is not known about it."""
         smooth = _layer_terms(self.cost, d_model, layers, self.conditions) @ self._rates[is_beyond].layer
         deviation, spread = self._deviation([(d_model, layer.d_inner, layer.n_head) for layer in layers])
-        return smooth * (1 + deviation), spread
+        seconds: Floats = smooth * (1 + deviation + margin * spread)
+        return seconds
 
-    def base_cost(self, arch: Architecture, is_beyond: bool) -> float:
-        """Seconds outside the layers at this width, embedding and vocabulary."""
+    def base_cost(self, arch: Architecture, is_beyond: bool, margin: float = 0.0) -> float:
+        """Seconds outside the layers at this width, embedding and vocabulary; `margin` as above."""
         base = float(_base_terms(self.cost, arch, self.conditions) @ self._rates[is_beyond].base)
-        deviation, _ = self._deviation([(arch.d_model, 0, 0)])
-        return base * (1 + float(deviation[0]))
+        deviation, spread = self._deviation([(arch.d_model, 0, 0)])
+        return base * (1 + float(deviation[0]) + margin * float(spread[0]))
 
     def predict(self, arch: Architecture) -> float:
-        """Seconds of a whole model at the anchor's usual speed."""
+        """Seconds of a whole model at the machine's usual speed."""
         is_beyond = self.is_beyond_cache(arch)
-        costs, _ = self.layer_costs(arch.d_model, arch.layers, is_beyond)
-        return float(costs.sum()) + self.base_cost(arch, is_beyond)
+        return float(self.layer_costs(arch.d_model, arch.layers, is_beyond).sum()) + self.base_cost(arch, is_beyond)
 
     def _deviation(self, shapes: list[Shape]) -> tuple[Floats, Floats]:
         kernels = _kernels(shapes, self._shapes)
@@ -206,8 +218,7 @@ class CostModel:
             "n_observations": self.n_observations,
             "noise": self.noise,
             "deviation_scales": dict(zip(SCALE_NAMES, self.scales, strict=True)),
-            "anchor_exponent": self.gamma,
-            "anchor_s": self.anchor_s,
+            "anchors": self.drift.to_json(),
             "left_out_median_error": float(np.median(np.abs(self.left_out_errors))),
             "left_out_p90_error": float(np.quantile(np.abs(self.left_out_errors), 0.9)),
             "seconds_per_count": {
@@ -261,37 +272,65 @@ def fit(cost: str, observations: Sequence[Observation], conditions: Conditions) 
         raise ValueError(f"no such cost: {cost}")
     if len(observations) < 4 or any(item.seconds <= 0 for item in observations):
         raise ValueError("a cost model needs at least 4 positive times")
-    anchors = [item.anchor_s for item in observations if item.anchor_s is not None and item.anchor_s > 0]
-    anchor = float(np.median(anchors)) if anchors else None
-    drift = np.array(
-        [0.0 if anchor is None or not item.anchor_s else math.log(item.anchor_s / anchor) for item in observations]
-    )
+    archs = [item.architecture for item in observations]
+    drift = usual_anchors(archs, [item.anchors for item in observations], cost)
+    moves = np.array([drift.terms(item.architecture, item.anchors) for item in observations])
     rows = np.array([terms_of(cost, item.architecture, conditions) for item in observations])
     beyond = np.array([_is_beyond(cost, item.architecture, conditions) for item in observations])
     measured = np.array([item.seconds for item in observations])
-    gamma = 0.0
+    cache_rate = _cache_rate(observations, conditions)
     for _ in range(3):
-        seconds = measured * np.exp(-gamma * drift)
-        errors = np.log(seconds / _smooth_totals(rows, beyond, _fit_rates(rows, beyond, seconds)))
-        spread = float(drift @ drift)
-        if spread < 1e-6:
-            break
-        step = float(drift @ (errors - np.median(errors))) / spread
-        gamma = min(1.0, max(0.0, gamma + step))
-    seconds = measured * np.exp(-gamma * drift)
-    rates = _fit_rates(rows, beyond, seconds)
+        seconds = measured * np.exp(-moves @ drift.exponents)
+        smooth = _smooth_totals(rows, beyond, _fit_rates(rows, beyond, seconds, cache_rate))
+        drift = refit(drift, moves, np.log(measured / smooth))
+    seconds = measured * np.exp(-moves @ drift.exponents)
+    rates = _fit_rates(rows, beyond, seconds, cache_rate)
     totals = _smooth_totals(rows, beyond, rates)
-    return _fit_deviations(cost, observations, seconds, totals, conditions, rates, gamma, anchor)
+    return _fit_deviations(cost, observations, seconds, totals, conditions, rates, drift)
 
 
-def _fit_rates(rows: Floats, beyond: NDArray[np.bool_], seconds: Floats) -> dict[bool, _Rates]:
-    """Rates of both regimes from the terms (n, 10) of the models measured in each, or of all where they are too few."""
+def _cache_rate(observations: Sequence[Observation], conditions: Conditions) -> float | None:
+    """Seconds per number of a key (or value) read from the cache, from the same models timed at two cache depths.
+
+    The weighted median of (difference of times) / (difference of counts), which a few disturbed processes cannot move;
+    None where fewer than MIN_PER_REGIME models were timed at both.
+    """
+    ratios, weights = [], []
+    for item in observations:
+        if item.shallow_s is not None and item.shallow_tokens is not None:
+            count = (conditions.context_tokens - item.shallow_tokens) * item.architecture.n_layer
+            count *= item.architecture.d_model
+            if count > 0:
+                ratios.append((item.seconds - item.shallow_s) / count)
+                weights.append(count / item.seconds)
+    if len(ratios) < MIN_PER_REGIME:
+        return None
+    order = np.argsort(ratios)
+    below = np.cumsum(np.array(weights)[order])
+    return max(0.0, ratios[int(order[int(np.searchsorted(below, below[-1] / 2))])])
+
+
+def _fit_rates(
+    rows: Floats, beyond: NDArray[np.bool_], seconds: Floats, cache_rate: float | None
+) -> dict[bool, _Rates]:
+    """Rates of both regimes from the terms (n, 10) of the models measured in each, or of all where they are too few.
+
+    A known `cache_rate` is kept and its part taken off the times first.
+    """
+    cache = LAYER_TERM_NAMES.index("attention")
+    known = np.zeros(len(rows)) if cache_rate is None else rows[:, cache] * cache_rate
+    free = rows.copy()
+    if cache_rate is not None:
+        free[:, cache] = 0.0
     rates = {}
     for regime in (False, True):
         chosen = beyond == regime
         if chosen.sum() < MIN_PER_REGIME:
             chosen = np.ones(len(rows), dtype=bool)
-        solution = nonnegative_least_squares(rows[chosen] / seconds[chosen, None], np.ones(int(chosen.sum())))
+        target = 1.0 - known[chosen] / seconds[chosen]
+        solution = nonnegative_least_squares(free[chosen] / seconds[chosen, None], target)
+        if cache_rate is not None:
+            solution[cache] = cache_rate
         rates[regime] = _Rates(layer=solution[: len(LAYER_TERM_NAMES)], base=solution[len(LAYER_TERM_NAMES) :])
     return rates
 
@@ -310,8 +349,7 @@ def _fit_deviations(
     totals: Floats,
     conditions: Conditions,
     rates: dict[bool, _Rates],
-    gamma: float,
-    anchor: float | None,
+    drift: Drift,
 ) -> CostModel:
     index: dict[Shape, int] = {}
     entries: list[tuple[int, int, float]] = []
@@ -351,11 +389,11 @@ def _fit_deviations(
     return CostModel(
         cost=cost,
         conditions=conditions,
-        gamma=gamma,
-        anchor_s=anchor,
+        drift=drift,
         noise=noise,
         scales=tuple(scales),
         n_observations=len(observations),
+        overconfidence=max(1.0, float(np.quantile(np.abs(weights) / np.sqrt(np.diag(inverse)), 0.683))),
         left_out_errors=weights / np.diag(inverse),
         _rates=rates,
         _shapes=shapes,

@@ -14,9 +14,8 @@ The random members are there to know the model's error where nobody selected: th
 flatters, so the error along the frontier is another one, and both are recorded (`origin`).
 """
 
-import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,40 +23,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
-from edge_lts.errors import SpaceError, SpecError
-from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes, cache_tokens, predicted_bytes, working_set_bytes
+from edge_lts.errors import SpecError
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.pareto import hypervolume, nondominated
-from edge_lts.records import Evaluation, Outcome, Protocol, central
+from edge_lts.records import Evaluation, Outcome, Protocol
 from edge_lts.search.base import BaseSearcher, Candidate, known_settings
-from edge_lts.search.cost_model import (
-    COSTS,
-    Conditions,
-    CostModel,
-    Observation,
-    fit,
-    nonnegative_least_squares,
-    observation_of,
-    terms_of,
-)
-from edge_lts.search.solver import LayerTable, States, solve
+from edge_lts.search.cost_model import CostModel
+from edge_lts.search.design import choose_design
+from edge_lts.search.predictor import MIN_OBSERVATIONS, SOLVED, Prediction, Predictor, log_points
 from edge_lts.space import SearchSpace
-from edge_lts.space_table import WidthTable
+from edge_lts.space_rules import VALIDATED
 
 Floats = NDArray[np.float64]
 
-SOLVED = ("decoder_params", "decode_latency_s", "prefill_latency_s", "peak_memory_bytes")
-N_POOL = 200
-SLACK = 1.05  # a predicted value may break a bound by this factor and still be measured
-WEIGHTINGS = (0.0, 0.15, 0.35, 0.5, 0.65, 0.85, 1.0)
-MIN_OBSERVATIONS = 6
-RESOLUTION = 1.01
+MIN_DESIGN = 10  # of a run whose budget has room for few candidates
+MAX_WIDENINGS = 4
+BOUND_SHARE = 0.1
+MAX_ALIKE = 0.02  # a plainer shape may be predicted to be that much slower, if that is within the model's noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuidedSettings:
     """`design` members first, then rounds of `batch`; stop after `patience` rounds that move the frontier's log
-    hypervolume by less than `tolerance` and leave no gap wider than `gap` (share of the frontier's extent)."""
+    hypervolume by less than `tolerance` and leave no gap wider than `gap` (share of the frontier's extent).
+
+    expected_candidates: how many the budget is expected to have room for; the design takes at most half of them.
+    widen: instead of stopping, extend the space wherever the frontier sits on its bounds, a few times.
+    """
 
     design: int = 24
     batch: int = 8
@@ -65,6 +57,14 @@ class GuidedSettings:
     gap: float = 0.03
     patience: int = 3
     cache_bytes: int | None = None
+    expected_candidates: int | None = None
+    widen: bool = False
+
+    @property
+    def design_size(self) -> int:
+        """Members of the design: fewer where the budget has room for few candidates."""
+        expected = self.expected_candidates
+        return self.design if expected is None else min(self.design, max(MIN_DESIGN, expected // 2))
 
     def __post_init__(self) -> None:
         for name, minimum in (("design", MIN_OBSERVATIONS), ("batch", 1), ("patience", 1)):
@@ -75,28 +75,16 @@ class GuidedSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise SpecError(f"guided: {name} must lie between 0 and 1, not {value!r:.40}")
-        size = self.cache_bytes
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise SpecError(f"guided: cache_bytes must be a positive number of bytes or null, not {size!r:.40}")
+        for name, what in (("cache_bytes", "number of bytes"), ("expected_candidates", "integer")):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SpecError(f"guided: {name} must be a positive {what} or null, not {value!r:.40}")
+        if not isinstance(self.widen, bool):
+            raise SpecError(f"guided: widen must be true or false, not {self.widen!r:.40}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GuidedSettings":
         return cls(**known_settings("guided", cls, data))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """The predicted frontier: losses (n, k) in the objectives' order, and where to find the architectures behind
-    them."""
-
-    losses: Floats
-    sources: tuple[tuple[States, int], ...]
-    is_exact: bool
-
-    def layers(self, index: int) -> tuple[int, tuple[LayerSpec, ...]]:
-        """d_model and layers of one member."""
-        states, row = self.sources[index]
-        return states.table.d_model, states.layers(row)
 
 
 class GuidedSearcher(BaseSearcher):
@@ -118,16 +106,14 @@ class GuidedSearcher(BaseSearcher):
                     f"guided cannot solve for {objective.name}: it is no sum over layers; use --strategy evolution"
                 )
         self._settings = settings or GuidedSettings()
-        self._protocol = protocol or Protocol()
-        self._conditions = Conditions.of(self._protocol, self._settings.cache_bytes)
+        self._predictor = Predictor(protocol or Protocol(), self._settings.cache_bytes)
         self._plan: deque[tuple[Architecture, str]] = deque()
         self._origin: dict[Architecture, str] = {}
-        self._observed: dict[str, list[Observation]] = {cost: [] for cost in COSTS}
-        self._memory: list[tuple[Architecture, float]] = []
-        self._models: dict[str, CostModel] = {}
-        self._memory_fit = (1.0, 0.0)
+        self._worked: set[tuple[int, LayerSpec]] = set()
+        self._failed: set[tuple[int, LayerSpec]] = set()
         self._volumes: list[float] = []
         self._has_design = False
+        self._n_widenings = 0
 
     # -- ask and tell --------------------------------------------------------------------------------------------------
 
@@ -144,29 +130,25 @@ class GuidedSearcher(BaseSearcher):
 
     def tell(self, candidate_id: int, outcome: Outcome) -> None:
         super().tell(candidate_id, outcome)
-        if not isinstance(outcome, Evaluation):
-            return
-        for cost in COSTS:
-            observation = observation_of(outcome, cost)
-            if observation is not None:
-                self._observed[cost].append(observation)
-        memory = central(outcome.objectives.get("peak_memory_bytes"))
-        if memory is not None:
-            self._memory.append((outcome.architecture, memory))
+        shapes = {(outcome.architecture.d_model, layer) for layer in outcome.architecture.layers}
+        if isinstance(outcome, Evaluation):
+            self._predictor.tell(outcome)
+            self._worked |= shapes
+        elif outcome.kind != "oom":
+            self._failed |= shapes
 
     def predict(self, arch: Architecture) -> dict[str, float]:
         """What the model says of an architecture; empty before the first fit."""
-        if not self._models:
-            return {}
-        predicted = {cost: model.predict(arch) for cost, model in self._models.items()}
-        slope, offset = self._memory_fit
-        working = working_set_bytes(arch, self._protocol)
-        predicted["peak_memory_bytes"] = predicted_bytes(arch, self._protocol) - working + slope * working + offset
-        return predicted
+        return self._predictor.predict(arch)
 
     @property
     def models(self) -> Mapping[str, CostModel]:
-        return self._models
+        return self._predictor.models
+
+    def solve(self) -> Prediction:
+        """The predicted frontier of the whole space; needs a fitted model."""
+        suspects = self._failed - self._worked  # layers that were in a failure and never in a success
+        return self._predictor.frontier(self._space, self._objectives, self._constraints, avoided=suspects)
 
     def _wants_tells(self) -> bool:
         return not self._plan
@@ -187,165 +169,54 @@ class GuidedSearcher(BaseSearcher):
     def _plan_round(self) -> None:
         if not self._has_design:
             self._has_design = True
-            self._plan.extend((arch, "design") for arch in self._design())
+            design = choose_design(self._space, self._predictor.conditions, self._settings.design_size, self._rng)
+            self._plan.extend((arch, "design") for arch in design)
             return
-        if not self._fit():
+        if not self._predictor.fit(objective.name for objective in self._objectives):
             return  # too little was measured, or most of it failed: random members until it is enough
         prediction = self.solve()
-        if not len(prediction.losses):
+        if not len(prediction):
             return
         chosen, gap = self._spread(prediction)
         is_still = self._moves_no_more(prediction)
-        if not chosen:
-            self._reasons = ("frontier measured",)
-        elif is_still and gap <= self._settings.gap:
-            self._reasons = ("frontier stable",)
-        else:
+        if chosen and not (is_still and gap <= self._settings.gap):
             self._plan.extend((arch, "frontier") for arch in chosen)
             control = self._fresh()
             self._reasons = ()
             if control is not None:
                 self._plan.append((control, "random"))
+        elif self._widen():
+            self._plan_round()
+        else:
+            self._reasons = ("frontier stable" if chosen else "frontier measured",)
 
-    # -- what to learn from first --------------------------------------------------------------------------------------
+    def _widen(self) -> bool:
+        """Extend the genes on whose bounds more than a few members of the measured frontier sit; whether that did
+        anything.
 
-    def _design(self) -> list[Architecture]:
-        """Greedy D-optimal choice from a pool of homogeneous stacks and random members, by information per second.
-
-        Rows are the terms of both costs over the operations' prior time; each choice adds the most to the logarithm of
-        the information's determinant for the square root of its time.
+        Not vocabularies and embeddings downwards: decoder_params sees neither, so every frontier sits there.
         """
-        pool = list(dict.fromkeys([*self._stacks(), *(self._space.sample(self._rng) for _ in range(N_POOL))]))
-        rows, prior = [], []
-        for arch in pool:
-            terms = [terms_of(cost, arch, self._conditions) for cost in COSTS]
-            seconds = [1e-10 * float(term.sum()) + 1e-4 for term in terms]
-            rows.append([term / second for term, second in zip(terms, seconds, strict=True)])
-            prior.append(sum(seconds))
-        matrices = np.array(rows)
-        scale = np.abs(matrices).max(axis=0)
-        matrices = matrices / np.where(scale > 0, scale, 1.0)
-        n_terms = matrices.shape[2]
-        inverse = np.stack([np.eye(n_terms) * 1e6 for _ in COSTS])
-        chosen: list[int] = []
-        weight = 1.0 / np.sqrt(np.array(prior))
-        for _ in range(min(self._settings.design, len(pool))):
-            gain = np.zeros(len(pool))
-            for which in range(len(COSTS)):
-                x = matrices[:, which]
-                gain += np.log1p(np.einsum("ij,jk,ik->i", x, inverse[which], x))
-            gain = gain * weight
-            gain[chosen] = -np.inf
-            best = int(gain.argmax())
-            chosen.append(best)
-            for which in range(len(COSTS)):
-                x = inverse[which] @ matrices[best, which]
-                inverse[which] -= np.outer(x, x) / (1.0 + float(matrices[best, which] @ x))
-        return [pool[index] for index in chosen]
-
-    def _stacks(self) -> list[Architecture]:
-        stacks = []
-        for table in self._space.tables:
-            for depth in {table.depths[0], table.depths[len(table.depths) // 2], table.depths[-1]}:
-                for inner in {table.d_inner[0], table.d_inner[len(table.d_inner) // 2], table.d_inner[-1]}:
-                    for head in {table.n_head[0], table.n_head[-1]}:
-                        picks = [table.index(inner, head)] * depth
-                        if table.is_within(picks):
-                            stacks.append(self._space.build(table, picks))
-        return sorted(stacks, key=lambda arch: arch.canonical_json())
-
-    # -- fitting and solving -------------------------------------------------------------------------------------------
-
-    def _fit(self) -> bool:
-        enough = {cost: seen for cost, seen in self._observed.items() if len(seen) >= MIN_OBSERVATIONS}
-        needed = [objective.name for objective in self._objectives if objective.name in COSTS]
-        if not enough or any(cost not in enough for cost in needed):
+        if not self._settings.widen or self._n_widenings >= MAX_WIDENINGS:
             return False
-        self._models = {cost: fit(cost, seen, self._conditions) for cost, seen in enough.items()}
-        if len(self._memory) >= 4:
-            working = np.array([working_set_bytes(arch, self._protocol) for arch, _ in self._memory], dtype=np.float64)
-            rest = np.array([predicted_bytes(arch, self._protocol) for arch, _ in self._memory]) - working
-            target = np.array([value for _, value in self._memory]) - rest
-            slope, offset = nonnegative_least_squares(np.column_stack([working, np.ones(len(working))]), target)
-            self._memory_fit = (float(slope), float(offset))
+        scored = [(index, score) for index, score in self._scores.items() if score is not None and not score.violation]
+        if not scored:
+            return False
+        on_frontier = np.flatnonzero(nondominated(np.array([score.losses for _, score in scored])))
+        members = [self._asked[scored[row][0]] for row in on_frontier]
+        touched = [
+            bound for arch in members for bound in {(gene, side) for gene, _, side in self._space.bounds_of(arch)}
+        ]
+        space = self._space
+        for gene, side in sorted(set(touched)):
+            is_seen = side == "high" or gene not in ("vocab_size", "d_embed")
+            if is_seen and touched.count((gene, side)) > BOUND_SHARE * len(members):
+                space = space.widened(gene, side) or space
+        if space == self._space:
+            return False
+        self._n_widenings += 1
+        self._space, self._listing = space, None
+        self._volumes.clear()
         return True
-
-    def solve(self) -> Prediction:
-        """The frontier of the predicted objectives over the whole space; exact for one additive measured cost."""
-        costs = [objective.name for objective in self._objectives if objective.name in COSTS]
-        found: list[tuple[States, NDArray[np.int64], Floats]] = []
-        is_exact = len(costs) <= 1
-        for table in self._space.tables:
-            for states, losses in self._solve_width(table, costs or list(self._models)[:1]):
-                best = _thinned_frontier(losses)
-                found.append((states, best, losses[best]))
-        losses = np.concatenate([item[2] for item in found]) if found else np.zeros((0, len(self._objectives)))
-        sources = [(states, int(row)) for states, rows, _ in found for row in rows]
-        keep = np.flatnonzero(nondominated(losses))
-        return Prediction(losses=losses[keep], sources=tuple(sources[i] for i in keep), is_exact=is_exact)
-
-    def architecture(self, prediction: Prediction, index: int) -> Architecture:
-        d_model, layers = prediction.layers(index)
-        table = self._space.table(d_model)
-        return self._space.build(table, [table.index(layer.d_inner, layer.n_head) for layer in layers])
-
-    def _solve_width(self, table: WidthTable, costs: list[str]) -> list[tuple[States, Floats]]:
-        step = math.gcd(*table.d_inner)
-        one = self._space.build(table, [0])
-        results = []
-        for is_beyond in self._regimes(table):
-            columns = [self._models[cost].layer_costs(table.d_model, table.shapes, is_beyond)[0] for cost in costs]
-            matrix = np.maximum(np.column_stack(columns), 1e-12)
-            base = np.array([self._models[cost].base_cost(one, is_beyond) for cost in costs])
-            for states in _solutions(table, step, matrix):
-                further = states.costs[:, -len(costs) :]
-                losses = self._losses(table, one, states, further + base, costs, is_beyond)
-                results.append((states, losses))
-        return results
-
-    def _regimes(self, table: WidthTable) -> tuple[bool, ...]:
-        size = self._settings.cache_bytes
-        if size is None:
-            return (False,)
-        low, high = (BYTES_PER_NUMBER * (value + table.outside) for value in table.extent())
-        return tuple(regime for regime, exists in ((False, low <= size), (True, high > size)) if exists)
-
-    def _losses(
-        self, table: WidthTable, one: Architecture, states: States, costs: Floats, names: list[str], is_beyond: bool
-    ) -> Floats:
-        """(n, k) losses of states; infinite where a bound or the regime is broken."""
-        protocol = self._protocol
-        inner = table.d_inner
-        slope = (table.costs[-1] - table.costs[0]) // (inner[-1] - inner[0]) if len(inner) > 1 else 0
-        first = table.costs[0] - slope * inner[0]
-        decoder = table.base + states.depth * first + slope * states.d_inner_sum
-        weights = BYTES_PER_NUMBER * (decoder + table.outside)
-        cache = states.depth * cache_bytes(one, cache_tokens(one, protocol))
-        working = np.zeros(len(states))
-        for value in np.unique(states.d_inner_max):
-            widest = one.replace(layers=(LayerSpec(d_inner=int(value), n_head=table.n_head[0]),))
-            working[states.d_inner_max == value] = working_set_bytes(widest, protocol)
-        factor, offset = self._memory_fit
-        values: dict[str, Floats] = {
-            "decoder_params": decoder.astype(np.float64),
-            "peak_memory_bytes": weights + cache + factor * working + offset,
-            **{name: costs[:, column] for column, name in enumerate(names)},
-        }
-        allowed = (decoder >= table.low) & (decoder <= table.high)
-        if self._settings.cache_bytes is not None:
-            allowed &= (weights > self._settings.cache_bytes) == is_beyond
-        for constraint in self._constraints:
-            if constraint.name in values:
-                slack = SLACK if constraint.name != "decoder_params" else 1.0
-                if constraint.maximum is not None:
-                    allowed &= values[constraint.name] <= constraint.maximum * slack
-                if constraint.minimum is not None:
-                    allowed &= values[constraint.name] >= constraint.minimum / slack
-        losses = np.column_stack(
-            [values[objective.name] * (1.0 if objective.direction == "min" else -1.0) for objective in self._objectives]
-        )
-        losses[~allowed] = np.inf
-        return losses
 
     # -- what to measure next ------------------------------------------------------------------------------------------
 
@@ -354,14 +225,17 @@ class GuidedSearcher(BaseSearcher):
 
         Distance is Euclidean in the logarithms of the objectives, each divided by its extent over the frontier.
         """
-        points = _log_points(prediction.losses)
+        points = log_points(prediction.losses)
         low, extent = points.min(axis=0), np.maximum(points.max(axis=0) - points.min(axis=0), 1e-9)
         points = (points - low) / extent
         nearest = np.full(len(points), np.inf)
         for candidate_id, score in self._scores.items():
-            if score is not None and self._origin.get(self._asked[candidate_id]) != "random":
-                measured = (_log_points(np.array(score.losses)) - low) / extent
-                nearest = np.minimum(nearest, np.linalg.norm(points - measured, axis=1))
+            arch = self._asked[candidate_id]
+            if score is not None and self._origin.get(arch) != "random":
+                # Where the model sees it, not where a slow minute put it.
+                known = {**self.predict(arch), "decoder_params": float(arch.decoder_params)}
+                measured = np.array([known[objective.name] for objective in self._objectives])
+                nearest = np.minimum(nearest, np.linalg.norm(points - (log_points(measured) - low) / extent, axis=1))
         gap = float(nearest.max(initial=0.0))
         chosen: list[Architecture] = []
         ends = deque(int(column.argmin()) for column in points.T)
@@ -369,7 +243,7 @@ class GuidedSearcher(BaseSearcher):
             index = ends.popleft() if ends else int(nearest.argmax())
             if nearest[index] <= 0:
                 continue
-            arch = self._plainest(self.architecture(prediction, index))
+            arch = self._plainest(prediction.architecture(index))
             if arch not in self._seen and arch not in chosen:
                 chosen.append(arch)
                 nearest = np.minimum(nearest, np.linalg.norm(points - points[index], axis=1))
@@ -377,21 +251,37 @@ class GuidedSearcher(BaseSearcher):
         return chosen, gap
 
     def _plainest(self, arch: Architecture) -> Architecture:
-        """The homogeneous stack of the same sum if there is one and the model cannot tell it from `arch`."""
-        total = sum(layer.d_inner for layer in arch.layers)
-        if total % arch.n_layer or len({layer.d_inner for layer in arch.layers}) == 1:
-            return arch
-        heads = arch.layers[0].n_head
-        plain = arch.replace(layers=(LayerSpec(d_inner=total // arch.n_layer, n_head=heads),) * arch.n_layer)
-        if not self._space.contains(plain):
-            return arch
-        one, other = self.predict(arch), self.predict(plain)
-        is_alike = all(other[cost] <= one[cost] * (1 + model.noise) for cost, model in self._models.items())
-        return plain if is_alike else arch
+        """The plainest shape of the same decoder_params that the model cannot tell from `arch`: homogeneous if there is
+        such a stack, with heads of a validated width if the space has them."""
+        predicted = self.predict(arch)
+        for plain in self._plainer(arch):
+            other = self.predict(plain)
+            if all(
+                other[cost] <= predicted[cost] * (1 + min(model.noise, MAX_ALIKE))
+                for cost, model in self.models.items()
+            ):
+                return plain
+        return arch
+
+    def _plainer(self, arch: Architecture) -> Iterator[Architecture]:
+        """Members of the same depth, width and sum of d_inner, the plainest first."""
+        total, heads = sum(layer.d_inner for layer in arch.layers), {layer.n_head for layer in arch.layers}
+        even = None if total % arch.n_layer else total // arch.n_layer
+        low, high = VALIDATED["d_head"]
+        allowed = self._space.table_of(arch).n_head
+        sound = [head for head in allowed if (low or 0) <= arch.d_model // head <= (high or arch.d_model)]
+        for head in dict.fromkeys([*sound, *(sorted(heads) if len(heads) == 1 else ())]):
+            for inner in (even, None):
+                layers = tuple(LayerSpec(d_inner=inner or layer.d_inner, n_head=head) for layer in arch.layers)
+                plain = arch.replace(layers=tuple(sorted(layers)))
+                if (inner is None and head not in sound) or (even is None and inner is not None):
+                    continue
+                if plain != arch and self._space.contains(plain):
+                    yield plain
 
     def _moves_no_more(self, prediction: Prediction) -> bool:
         """Whether the predicted frontier's hypervolume, in logarithms, has been still for `patience` rounds."""
-        points = _log_points(prediction.losses)
+        points = log_points(prediction.losses)
         signs = np.array([1.0 if objective.direction == "min" else -1.0 for objective in self._objectives])
         oriented = points * signs
         reference = oriented.max(axis=0) + 0.1
@@ -400,49 +290,3 @@ class GuidedSearcher(BaseSearcher):
         if len(recent) <= self._settings.patience:
             return False
         return max(recent) - min(recent) <= self._settings.tolerance * max(recent)
-
-
-def _thinned_frontier(losses: Floats) -> NDArray[np.int64]:
-    """Rows of the frontier at a resolution of `RESOLUTION`: of rows alike in all objectives but the first measured one,
-    to within that factor, only the best stands. Far finer than what can be measured, and thousands of rows fewer."""
-    allowed = np.flatnonzero(np.isfinite(losses).all(axis=1))
-    if not allowed.size:
-        return allowed
-    cells = np.rint(_log_points(losses[allowed]) / math.log(RESOLUTION)).astype(np.int64)
-    cells[:, 1] = 0
-    order = np.lexsort((losses[allowed, 1], *cells.T))
-    cells = cells[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (cells[1:] != cells[:-1]).any(axis=1)
-    kept = allowed[order[first]]
-    return kept[nondominated(losses[kept])]
-
-
-def _log_points(losses: Floats) -> Floats:
-    points: Floats = np.log(np.maximum(np.abs(losses), 1e-12))
-    return points
-
-
-def _solutions(table: WidthTable, step: int, matrix: Floats) -> list[States]:
-    """Optimal states of a width for its additive costs (m, k); for two, a cover within 0.5 % or, where that is too
-    large, the optima of several weightings."""
-    shared: dict[str, Any] = {
-        "d_model": table.d_model,
-        "step": step,
-        "depths": table.depths,
-        "layers": table.shapes,
-        "features": np.zeros((len(table.shapes), 0), dtype=np.int64),
-    }
-    if table.is_homogeneous:
-        return [
-            solve(LayerTable(**{**shared, "layers": (shape,), "features": shared["features"][:1]}, costs=costs[None]))
-            for shape, costs in zip(table.shapes, matrix, strict=True)
-        ]
-    try:
-        return [solve(LayerTable(**shared, costs=matrix))]
-    except SpaceError:
-        if matrix.shape[1] == 1:
-            raise
-        relative = matrix / matrix.mean(axis=0)
-        mixes = [share * relative[:, :1] + (1 - share) * relative[:, 1:2] for share in WEIGHTINGS]
-        return [solve(LayerTable(**shared, costs=np.hstack([mix, matrix])), epsilon=None) for mix in mixes]

@@ -24,6 +24,7 @@ from edge_lts.arch import LayerSpec
 from edge_lts.errors import SpaceError
 
 MAX_STATES = 40_000_000
+MAX_IMPROVEMENTS = 3_000_000  # each a row of the result; some 100 MB
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -107,7 +108,8 @@ def solve(table: LayerTable, *, epsilon: float | None = 0.005) -> States:
 
     With k = 1 exact. With k > 1 the states cover every trade-off within a factor 1 + `epsilon` in each further cost;
     with `epsilon` None the further costs are only summed along the optimum of the first.
-    Raises SpaceError when the state space would pass MAX_STATES (a proxy with too fine a feature).
+    Raises SpaceError when the state space would pass MAX_STATES or the result MAX_IMPROVEMENTS (a proxy with too fine a
+    feature).
     """
     units = np.array([layer.d_inner for layer in table.layers], dtype=np.int64) // table.step
     further_columns = range(1, table.costs.shape[1]) if epsilon is not None else ()
@@ -133,6 +135,7 @@ def solve(table: LayerTable, *, epsilon: float | None = 0.005) -> States:
     carried = np.zeros((table.costs.shape[1] - 1, max_depth + 1, n_states))
     events = _Events(offsets=offsets, order=order)
     found: list[tuple[int, int, NDArray[np.int32], Floats]] = []
+    n_found = 0
     for item, (offset, cost) in enumerate(zip(offsets.tolist(), costs[:, 0].tolist(), strict=True)):
         further = costs[item, 1:, None]
         for depth in range(1, max_depth + 1):
@@ -147,6 +150,12 @@ def solve(table: LayerTable, *, epsilon: float | None = 0.005) -> States:
                 if depth in table.depths:
                     reached = np.vstack([reach[None, better], carried[:, depth, better + offset]]).T
                     found.append((item, depth, states, reached))
+                    n_found += states.size
+        if n_found > MAX_IMPROVEMENTS:
+            raise SpaceError(
+                f"the solver's result at width {table.d_model} has more than {MAX_IMPROVEMENTS:,} rows: coarsen "
+                "d_inner's step or leave out a feature"
+            )
     return _collect(table, events, found, sizes, strides)
 
 
