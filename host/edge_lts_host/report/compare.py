@@ -2,9 +2,10 @@
 
 The frontier is computed here from the ledger with the board's own code, so a run that is still going on, or whose
 frontier.json never arrived, is reported as far as its ledger goes. Beyond the keys of the contract each run says its
-`state`, `spent_s`, `n_failed`, `failures`, the `protocol` with its threads resolved, `is_emulated`, and `warnings`;
-each member its `split`. `comparable` lists the runs that measured in the same way: numbers of runs in different lists
-are never compared.
+`state`, `spent_s`, `n_failed`, `failures`, the `protocol` with its threads resolved, `is_emulated`, `warnings`,
+`health` (what the frontier says of its space, see `health`), `drift` (how the machine's speed moved) and `certificates`
+(how much faster anything in the space could be, of guided runs); each member its `split`. `comparable` lists the runs
+that measured in the same way: numbers of runs in different lists are never compared.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, LedgerError
 from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes
 from edge_lts.frontier import Member, members
-from edge_lts.objectives import OBJECTIVES, resolve_objectives
-from edge_lts.records import Evaluation, Failure, Outcome, Protocol, RunSpec, central
+from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Protocol, RunSpec, central
+from edge_lts.speed import MIN_PROCESSES, anchors_of
+from edge_lts.stats import median
+from edge_lts_host.report.health import genes_of, health
 from edge_lts_host.store import RunFolder
 
 REPORT_SCHEMA_VERSION = 1
@@ -45,8 +48,9 @@ def report_run(folder: RunFolder) -> dict[str, Any]:
     status = folder.status()
     meta = folder.host_meta()
     protocol = resolved_protocol(spec, outcomes)
-    found = members(outcomes, resolve_objectives(spec.objectives), spec.constraints)
-    entries = [_entry(member, protocol, outcomes) for member in sorted(found, key=_sort_key(spec))]
+    found = members(outcomes, spec.resolved_objectives, spec.constraints)
+    found.sort(key=_sort_key(spec))
+    entries = [_entry(member, protocol, outcomes) for member in found]
     searched = [outcome for outcome in outcomes if outcome.purpose == "search"]
     failures = Counter(outcome.kind for outcome in searched if isinstance(outcome, Failure))
     return {
@@ -65,8 +69,54 @@ def report_run(folder: RunFolder) -> dict[str, Any]:
         "n_failed": sum(failures.values()),
         "failures": dict(sorted(failures.items())),
         "warnings": _warnings(entries),
+        "drift": _drift(outcomes),
+        "certificates": _certificates(spec, device, outcomes, protocol, found),
+        "health": health([member.architecture for member in found], genes_of(spec.space)),
         "frontier": entries,
     }
+
+
+def _drift(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Per anchor: processes, median seconds, 10th and 90th percentile over the run's processes."""
+    seen: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for name, seconds in anchors_of(outcome).items() if isinstance(outcome, Evaluation) else ():
+            seen.setdefault(name, []).append(seconds)
+    return {
+        name: {
+            "n": len(values),
+            "median_s": median(values),
+            "p10_s": _quantile(values, 0.1),
+            "p90_s": _quantile(values, 0.9),
+        }
+        for name, values in seen.items()
+        if len(values) >= MIN_PROCESSES
+    }
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def _certificates(
+    spec: RunSpec, device: DeviceInfo | None, outcomes: Sequence[Outcome], protocol: Protocol, found: Sequence[Member]
+) -> list[dict[str, Any]]:
+    if spec.strategy != "guided" or not found:
+        return []
+    from edge_lts_host.report.certificate import certificates
+
+    measured = [
+        (
+            member.architecture,
+            {
+                name: float(number)
+                for name, value in member.objectives.items()
+                if (number := central(value)) is not None
+            },
+        )
+        for member in found
+    ]
+    return [item.to_json() for item in certificates(spec, device, outcomes, protocol, measured)]
 
 
 def resolved_protocol(spec: RunSpec, outcomes: Sequence[Outcome]) -> Protocol:
@@ -132,7 +182,7 @@ def _warnings(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _sort_key(spec: RunSpec) -> Any:
     """Smallest loss last: along the run's first objective from its worst value to its best."""
-    first = OBJECTIVES[spec.objectives[0]]
+    first = spec.resolved_objectives[0]
 
     def key(member: Member) -> tuple[float, str]:
         value = central(member.objectives.get(first.name))

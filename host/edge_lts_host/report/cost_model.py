@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edge_lts.records import Evaluation, central
-from edge_lts.search.cost_model import COSTS, Conditions, fit, observation_of
+from edge_lts.search.cost_model import COSTS
 from edge_lts.stats import median
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import render
+from edge_lts_host.report.certificate import MIN_EVALUATIONS, fitted
 from edge_lts_host.report.compare import resolved_protocol
 from edge_lts_host.store import RunFolder
 
-MIN_EVALUATIONS = 12
 ORIGINS = ("frontier", "random")
 
 
@@ -36,14 +36,8 @@ def cost_report(folder: RunFolder) -> dict[str, Any]:
         raise UsageError(
             f"{spec.run_id} has {len(evaluations)} evaluations; a cost model needs {MIN_EVALUATIONS}: wait or resume"
         )
-    protocol = resolved_protocol(spec, outcomes)
-    size = spec.settings.get("cache_bytes", None if device is None else device.extra.get("last_level_cache_bytes"))
-    conditions = Conditions.of(protocol, size if isinstance(size, int) else None)
-    models = []
-    for cost in COSTS:
-        seen = [found for item in evaluations if (found := observation_of(item, cost)) is not None]
-        if len(seen) >= MIN_EVALUATIONS:
-            models.append(fit(cost, seen, conditions).to_json())
+    predictor = fitted(spec, device, outcomes, resolved_protocol(spec, outcomes))
+    models = [] if predictor is None else [model.to_json() for model in predictor.models.values()]
     return {"run_id": spec.run_id, "models": models, "errors": _errors(evaluations)}
 
 
@@ -99,12 +93,16 @@ def _page(report: dict[str, Any], output: str) -> list[str]:
 _ERROR_KEYS = ("bias", "median_error", "p90_error")
 
 
+def _exponent(anchor: dict[str, float]) -> str:
+    return f"to the power {anchor['exponent']:.2f}, {anchor['per_size']:+.2f} for larger weights"
+
+
 def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("models measured", str(model["n_observations"])),
         ("noise", render.percent(model["noise"])),
         *((f"deviations: {name}", render.percent(scale)) for name, scale in model["deviation_scales"].items()),
-        ("anchor exponent", f"{model['anchor_exponent']:.2f}"),
+        *((f"follows the anchor {name}", _exponent(anchor)) for name, anchor in model["anchors"].items()),
         ("left-out error, median", render.percent(model["left_out_median_error"])),
         ("left-out error, 90 % within", render.percent(model["left_out_p90_error"])),
     ]

@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_lts.objectives import OBJECTIVES
+from edge_lts.space_rules import VALIDATED
 from edge_lts_host.report import render
 from edge_lts_host.report.compare import outside_share
 
 LEGEND = (
     "[low, high]: where a fresh process would land, 95 % (from three processes on). "
     "(low, high): 95 % interval of\n"
-    "the median on this occasion. outside: share in embedding and head, not in the decoder."
+    "the median on this occasion. predicted: what guided search expected before it measured, and its error.\n"
+    "outside: share in embedding and head, not in the decoder."
 )
 APART = "These runs measured differently; do not compare their numbers across the groups."
 # What a Protocol.comparison_key is made of, in words for a heading.
 _PROTOCOL_KEYS = ("name", "prompt_tokens", "context_tokens", "logits", "threads", "precision", "method_version")
-
-
 MEMBERS_SHOWN = 20
+MEMBERS_NAMED = 5
 
 
 def report(data: Mapping[str, Any], output: str, members: int = MEMBERS_SHOWN) -> str:
@@ -34,7 +35,8 @@ def report(data: Mapping[str, Any], output: str, members: int = MEMBERS_SHOWN) -
         return "\n".join(json.dumps(run, allow_nan=False) for run in data["runs"])
     if output == "csv":
         rows = [csv_row(run, member) for run in data["runs"] for member in run["frontier"]]
-        return render.to_csv(rows, CSV_KEYS)
+        own = dict.fromkeys(key for run in data["runs"] for name in _own_objectives(run) for key in _value_keys(name))
+        return render.to_csv(rows, (*CSV_KEYS, *own))
     return _pages(data, output, members)
 
 
@@ -70,7 +72,45 @@ def _page(run: Mapping[str, Any], output: str, members: int) -> str:
     if not frontier:
         return f"{head}\n\nNothing measured yet that satisfies the constraints."
     headings, cells = _frontier_table(run, shown)
-    return f"{head}\n\n{render.table(cells, headings, output)}"
+    page = f"{head}\n\n{render.table(cells, headings, output)}"
+    notes = [_certificate_note(item, run) for item in run["certificates"]]
+    notes += [_health_note(note, run) for note in run["health"]]
+    if notes:
+        page += "\n\n" + "\n".join(f"- {render.markdown(note) if output == 'md' else note}" for note in notes)
+    return page
+
+
+def _certificate_note(item: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """How much faster anything could be, in the terms that the frontier was searched in."""
+    formulas = [name for name in ("decoder_params", "peak_memory_bytes") if name in run["spec"]["objectives"]]
+    at = f" at a member's {' and '.join(formulas)}" if formulas else ""
+    return (
+        f"{item['objective']}: no architecture in this space is more than {render.percent(item['median_share'])} faster"
+        f"{at} ({item['confidence']:.0%}; median member, {render.percent(item['largest_share'])} for any member)"
+    )
+
+
+def _health_note(note: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """One entry of `health` as a sentence that names gene or rule, and the first members."""
+    ids, is_low = note["members"], note["side"] == "low"
+    who = f"{len(ids)} of {len(run['frontier'])} members {'is' if len(ids) == 1 else 'are'}"
+    named = ", ".join(ids[:MEMBERS_NAMED]) + (f" and {len(ids) - MEMBERS_NAMED} more" * (len(ids) > MEMBERS_NAMED))
+    if note["kind"] == "unvalidated":
+        where = f"{'below' if is_low else 'above'} {render.count(note['value'])}"
+        return f"{note['rule']}: {who} {where} ({named}); the proxy was not checked there"
+    bound = f"{'lower' if is_low else 'upper'} bound {note['value']}"
+    return f"{note['gene']}: {who} at its {bound} ({named}); {_remedy(note, run['spec'])}"
+
+
+def _remedy(note: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    lowest, _ = VALIDATED.get(note["gene"], (None, None))
+    if note["side"] == "low" and lowest is not None and note["value"] <= lowest:
+        return "beyond it the proxy was not checked"
+    if note["side"] == "low" and note["gene"] in ("d_embed", "vocab_size"):
+        return "no decoder parameters are lost by less of it"
+    if spec["strategy"] != "guided" or spec["settings"].get("widen"):
+        return "the space may be too small: take a larger one"
+    return "the space may be too small: --widen"
 
 
 def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -99,9 +139,24 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("budget", f"{render.duration(run['spent_s'])} of {render.duration(spec['budget_s'])}"),
         ("state", state),
     ]
+    if run["drift"]:
+        facts.append(("speed", _drift(run["drift"])))
     if run["is_emulated"]:
         facts.append(("note", render.EMULATED_NOTE))
     return facts + [("warning", render.text(warning, 300)) for warning in run["warnings"]]
+
+
+_ANCHORS = {"prefill_latency_s": "computing", "decode_latency_s": "small weights", "stream_s": "streaming from memory"}
+
+
+def _drift(drift: Mapping[str, Mapping[str, float]]) -> str:
+    """How far the anchors moved while the run measured."""
+    moved = [
+        f"{words} {render.percent(drift[name]['p90_s'] / drift[name]['p10_s'] - 1)}"
+        for name, words in _ANCHORS.items()
+        if name in drift
+    ]
+    return f"moved by {', '.join(moved)} (anchors, 10th to 90th percentile); latencies are given at its usual speed"
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -143,17 +198,28 @@ def _spread(frontier: Sequence[Any], n: int) -> Sequence[Any]:
 
 def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
     is_emulated = run["is_emulated"]
-    names = [name for name in OBJECTIVES if any(member["objectives"].get(name) is not None for member in frontier)]
+    known = [*OBJECTIVES, *_own_objectives(run)]
+    names = [name for name in known if any(member["objectives"].get(name) is not None for member in frontier)]
     has_time = any("decode_s" in member["split"] for member in frontier)
     has_flags = any(member["flags"] for member in frontier)
-    headings = ["arch_id", "layers x d_model", "d_inner", "heads"]
+    predicted = [
+        name for name in names if name.endswith("_s") and any(name in member["predicted"] for member in frontier)
+    ]
+    predicted = [name for name in predicted if name in run["spec"]["objectives"]]
+    embedding_keys = _embedding_keys(run)
+    headings = ["arch_id", "layers x d_model", "d_inner", "heads", *embedding_keys]
     headings += [render.objective_heading(name, is_emulated=is_emulated) for name in names]
+    headings += [f"predicted {name.split('_')[0]}" for name in predicted]
     headings += ["bytes outside"] + ["time outside"] * has_time + ["flags"] * has_flags
     cells = []
     for member in frontier:
         split = member["split"]
         row = [render.text(member["arch_id"]), *_shape(member["architecture"])]
+        row += [str(member["architecture"][key]) for key in embedding_keys]
         row += [render.objective(name, member["objectives"].get(name)) for name in names]
+        row += [
+            render.predicted(name, member["predicted"].get(name), member["objectives"].get(name)) for name in predicted
+        ]
         row.append(render.percent(outside_share(split["bytes"])))
         if has_time:
             row.append(render.percent(outside_share(split["decode_s"]) if "decode_s" in split else None))
@@ -169,15 +235,32 @@ def _shape(architecture: Mapping[str, Any]) -> tuple[str, str, str]:
     return shape, _range([layer["d_inner"] for layer in layers]), _range([layer["n_head"] for layer in layers])
 
 
+def _embedding_keys(run: Mapping[str, Any]) -> list[str]:
+    """What tells members' embeddings apart besides their width."""
+    architectures = [member["architecture"] for member in run["frontier"]]
+    if all(architecture["d_embed"] == architecture["d_model"] for architecture in architectures):
+        keys = ["vocab_size"]
+    else:
+        keys = ["d_embed", "vocab_size"]
+    return [key for key in keys if len({architecture[key] for architecture in architectures}) > 1]
+
+
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"
 
 
+def _own_objectives(run: Mapping[str, Any]) -> list[str]:
+    """Objectives that a command of the user's gave."""
+    return [command["name"] for command in run["spec"].get("commands", [])]
+
+
+def _value_keys(name: str) -> tuple[str, ...]:
+    return tuple(name + suffix for suffix in ("", "_ci95_low", "_ci95_high", "_pi95_low", "_pi95_high", "_n"))
+
+
 _MEASURED_KEYS = tuple(
-    f"{name}{suffix}"
-    for name, objective in OBJECTIVES.items()
-    for suffix in (("", "_ci95_low", "_ci95_high", "_pi95_low", "_pi95_high", "_n") if objective.is_measured else ("",))
+    key for name, objective in OBJECTIVES.items() for key in (_value_keys(name) if objective.is_measured else (name,))
 )
 CSV_KEYS = (
     "run_id",
@@ -197,6 +280,8 @@ CSV_KEYS = (
     "d_model",
     "d_inner",
     "n_head",
+    "d_embed",
+    "vocab_size",
     *_MEASURED_KEYS,
     "bytes_outside_decoder",
     "n_processes",
@@ -218,6 +303,8 @@ def csv_row(run: Mapping[str, Any], member: Mapping[str, Any]) -> dict[str, Any]
         "d_model": architecture["d_model"],
         "d_inner": [layer["d_inner"] for layer in architecture["layers"]],
         "n_head": [layer["n_head"] for layer in architecture["layers"]],
+        "d_embed": architecture["d_embed"],
+        "vocab_size": architecture["vocab_size"],
         "bytes_outside_decoder": outside_share(member["split"]["bytes"]),
         "n_processes": member.get("n_processes"),
         "flags": member["flags"],

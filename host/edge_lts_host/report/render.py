@@ -143,11 +143,25 @@ OBJECTIVE_UNITS: dict[str, tuple[str, str, float]] = {
 
 
 def objective(name: str, value: Any) -> str:
-    return measured(value, OBJECTIVE_UNITS[name][2])
+    """In the unit of the objective's heading; the number of a user's own command as it is, to six digits."""
+    if name in OBJECTIVE_UNITS:
+        return measured(value, OBJECTIVE_UNITS[name][2])
+    number = value["median"] if isinstance(value, Mapping) else value
+    return "-" if number is None else f"{number:.6g}"
+
+
+def predicted(name: str, value: float | None, measured: Any) -> str:
+    """A prediction in the objective's unit, and how far it was from what was measured: `4.31 (+2%)`."""
+    truth = measured["median"] if isinstance(measured, Mapping) else measured
+    if value is None or not truth:
+        return "-"
+    return f"{objective(name, value)} ({value / truth - 1:+.0%})"
 
 
 def objective_heading(name: str, *, is_emulated: bool) -> str:
     """Such as `decode ms`; a timing of an emulated device is marked."""
+    if name not in OBJECTIVE_UNITS:
+        return name
     heading, unit, _ = OBJECTIVE_UNITS[name]
     return f"{heading} {unit}" + (" (emulated)" if is_emulated and name.endswith("_s") else "")
 

@@ -76,17 +76,20 @@ def write_run(
     is_emulated: bool = False,
     state: str = "done",
     scale: float = 1.0,
+    space: dict[str, Any] | None = None,
+    **spec_fields: Any,
 ) -> Path:
     """A run: five measured architectures, one of them dominated; one failure; two confirmations of one member."""
     folder = root / run_id
     folder.mkdir(parents=True)
     spec = RunSpec(
         run_id=run_id,
-        space={"name": "demo", "backbone": "gpt2"},
+        space=space or {"name": "demo", "backbone": "gpt2"},
         budget_s=3600.0,
         target=target,
         protocol=protocol or Protocol(),
         is_emulated=is_emulated,
+        **spec_fields,
     )
     archs = [architecture(4, 64 * width, 256 * width, vocab_size) for width in (1, 2, 3, 4)]
     lines: list[Any] = [evaluation(index, arch, scale=scale) for index, arch in enumerate(archs)]
