@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "host")]
+from common import ROOT, where
 
-from edge_lts.records import Protocol, RunSpec  # noqa: E402  (after the path is set)
-from edge_lts_host.payload import MAX_PAYLOAD_BYTES, build_payload  # noqa: E402
-from edge_lts_host.spaces import load_space  # noqa: E402
+from edge_lts.records import Protocol, RunSpec
+from edge_lts_host.payload import MAX_PAYLOAD_BYTES, build_payload
+from edge_lts_host.spaces import load_space
 
 SUPERVISOR_LIMIT_BYTES = 15_000_000
 N_CANDIDATES = 40
@@ -123,9 +121,6 @@ def main() -> int:
         probe = start_times([sys.executable, "-I", str(agent), "probe"], args.n)
         base = numpy_peak_bytes()
         added = {name: supervisor_peak_bytes(agent, name) - base for name in ("random", "evolution", "guided")}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     is_within = (
         len(payload.data) <= MAX_PAYLOAD_BYTES and max(added["random"], added["evolution"]) <= SUPERVISOR_LIMIT_BYTES
     )
@@ -141,15 +136,7 @@ def main() -> int:
         "n_candidates": N_CANDIDATES,
         "is_within_limits": is_within,
         "board": on_the_board(payload.data, 3) if args.board else None,
-        "conditions": {
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": platform.machine(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "load_before": load_before,
-            "load_after": os.getloadavg()[0],
-        },
+        "conditions": where(load_before=load_before),
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"payload      {len(payload.data)} of {MAX_PAYLOAD_BYTES} bytes")

@@ -16,18 +16,14 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from common import ROOT, measurer, where, where_line
 
-from edge_lts.arch import Architecture, LayerSpec  # noqa: E402  (a checkout needs no installation)
-from edge_lts.measurer import Measurer  # noqa: E402
-from edge_lts.records import Evaluation, Protocol  # noqa: E402
+from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.records import Evaluation, Protocol
 
 MAX_SHARE = 0.20
 MAX_SMALLEST_S = 0.150
@@ -36,10 +32,6 @@ CANDIDATES = {
     "median": Architecture(backbone="gpt2", d_model=768, layers=(LayerSpec(d_inner=2304, n_head=4),) * 6),
 }
 PARTS = ("process_warmup_s", "load_s", "child_s", "total_s", "forward_s", "overhead_s")
-SERVE = (
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from edge_lts.profile.server import serve; "
-    "sys.exit(serve(sys.stdin.buffer, sys.stdout.buffer))"
-)
 
 
 def main() -> int:
@@ -53,13 +45,11 @@ def main() -> int:
     protocol = Protocol(threads=args.threads)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CANDIDATES}
     load_before = os.getloadavg()[0]
-    with Measurer(
-        [sys.executable, "-c", SERVE], protocol, candidate_timeout_s=600, memory_limit_bytes=None, log=sys.stderr.buffer
-    ) as measurer:
-        ready = measurer.start()
+    with measurer(protocol) as server:
+        ready = server.start()
         for index in range(args.n + 1):
             for candidate_id, (name, arch) in enumerate(CANDIDATES.items()):
-                outcome = measurer.measure(candidate_id, arch, "single")
+                outcome = server.measure(candidate_id, arch, "single")
                 if not isinstance(outcome, Evaluation):
                     sys.exit(f"{name}: {outcome.kind}: {outcome.message}")
                 if index:  # the first fills the page cache and is left out
@@ -80,23 +70,13 @@ def main() -> int:
         "checks": checks,
         "is_within_limits": is_within_limits,
         "medians": medians,
-        "conditions": {
-            "commit": git("rev-parse", "--short", "HEAD"),
-            "is_tree_dirty": bool(git("status", "--porcelain", "edge_lts")),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": platform.machine(),
-            "cpu": cpu_model(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "torch": ready["torch"],
-            "import_s": ready["import_s"],
-            "n_cores": os.cpu_count(),
-            "scheduling": scheduling(),
-            "load_before": load_before,
-            "load_after": os.getloadavg()[0],
-            "protocol": measurer.protocol.to_json(),
-            "architectures": {name: arch.to_json() for name, arch in CANDIDATES.items()},
-        },
+        "conditions": where(
+            import_s=ready["import_s"],
+            scheduling=scheduling(),
+            load_before=load_before,
+            protocol=server.protocol.to_json(),
+            architectures={name: arch.to_json() for name, arch in CANDIDATES.items()},
+        ),
         "runs": runs,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -107,9 +87,9 @@ def main() -> int:
 
 
 def markdown(result: dict[str, Any], raw: str) -> str:
-    where = result["conditions"]
+    found = result["conditions"]
     checks, medians = result["checks"], result["medians"]
-    samples = where["protocol"]
+    samples = found["protocol"]
     share, smallest = checks["median_overhead_share"], checks["smallest_overhead_s"]
     rows = [
         f"| {name} | " + " | ".join(f"{1e3 * values[part]:.0f}" for part in PARTS) + " |"
@@ -119,10 +99,8 @@ def markdown(result: dict[str, Any], raw: str) -> str:
         [
             "# What a candidate costs beyond its forward passes",
             "",
-            f"{where['cpu']} ({where['machine']}, {where['n_cores']} cores), Linux {where['kernel']}, Python "
-            f"{where['python']}, torch {where['torch']}, {where['date']}, commit {where['commit']}"
-            f"{' with changes' if where['is_tree_dirty'] else ''}, scheduling {where['scheduling']}, load "
-            f"{where['load_before']:.1f} before and {where['load_after']:.1f} after.",
+            f"{where_line(found)} Scheduling {found['scheduling']}, load {found['load_before']:.1f} before and "
+            f"{found['load']:.1f} after.",
             f"`{result['command']}`; raw: [{raw}]({raw}).",
             "",
             f"Protocol `{samples['name']}`, {samples['threads']} threads, {samples['prefill_samples']} prefill and "
@@ -142,21 +120,11 @@ def markdown(result: dict[str, Any], raw: str) -> str:
     )
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def scheduling() -> str:
     if not hasattr(os, "sched_getscheduler"):
         return "unknown"
     names = {os.SCHED_OTHER: "normal", os.SCHED_RR: "round robin (real time)", os.SCHED_FIFO: "FIFO (real time)"}
     return names.get(os.sched_getscheduler(0), "other")
-
-
-def cpu_model() -> str:
-    from edge_lts.device import probe
-
-    return probe().cpu_model or platform.processor() or "unknown CPU"
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, where
+
 LIMIT_S = 0.150
 ENVIRON = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'host'}"}
 # What the installed script does, without needing an installation.
@@ -57,9 +57,6 @@ def main() -> int:
             times[name].append(run(command))
     medians = {name: statistics.median(wall_s for wall_s, _ in values) for name, values in times.items()}
     cpu = {name: statistics.median(cpu_s for _, cpu_s in values) for name, values in times.items()}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     result = {
         "what": "seconds from start to exit of a fresh process, nothing reads its output",
         "command": f"python benchmarks/bench_cli.py -n {args.n}",
@@ -67,16 +64,7 @@ def main() -> int:
         "median_cpu_s": cpu,
         "limit_s": LIMIT_S,
         "is_within_limit": medians["help"] < LIMIT_S,
-        "conditions": {
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "machine": platform.machine(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "n_cores": os.cpu_count(),
-            "load_before": load_before,
-            "load_after": os.getloadavg()[0],
-        },
+        "conditions": where(load_before=load_before),
         "samples_s": {name: [round(wall_s, 5) for wall_s, _ in values] for name, values in times.items()},
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
