@@ -186,6 +186,7 @@ def check_certificate(oracle: Oracle, told: list[Evaluation], reported: dict[Arc
         "median_share": statistics.median(certificate.shares),
         "largest_share": max(certificate.shares),
         "median_true_share": statistics.median(really),
+        "largest_miss": max(true - share for true, share in zip(really, certificate.shares, strict=True)),
     }
 
 

@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 MIN_DESIGN = 10  # of a run whose budget has room for few candidates
 MAX_WIDENINGS = 4
 BOUND_SHARE = 0.1
-MAX_ALIKE = 0.02  # a plainer shape may be predicted to be that much slower, if that is within the model's noise
+MAX_ALIKE = 0.02  # a plainer shape may be predicted to be that much slower, if that is within twice the model's noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,12 +254,11 @@ class GuidedSearcher(BaseSearcher):
         """The plainest shape of the same decoder_params that the model cannot tell from `arch`: homogeneous if there is
         such a stack, with heads of a validated width if the space has them."""
         predicted = self.predict(arch)
+        names = {objective.name for objective in self._objectives}
+        allowed = {name: 1 + min(2 * model.noise, MAX_ALIKE) for name, model in self.models.items() if name in names}
         for plain in self._plainer(arch):
             other = self.predict(plain)
-            if all(
-                other[cost] <= predicted[cost] * (1 + min(model.noise, MAX_ALIKE))
-                for cost, model in self.models.items()
-            ):
+            if all(other[name] <= predicted[name] * factor for name, factor in allowed.items()):
                 return plain
         return arch
 

@@ -36,10 +36,10 @@ Floats = NDArray[np.float64]
 
 SOLVED = ("decoder_params", "decode_latency_s", "prefill_latency_s", "peak_memory_bytes")
 SLACK = 1.05  # a predicted value may break a bound by this factor and still be measured
-WEIGHTINGS = (0.0, 0.15, 0.35, 0.5, 0.65, 0.85, 1.0)
+WEIGHTINGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIN_OBSERVATIONS = 6
 MIN_MEMORY_READINGS = 4
-RESOLUTION = 1.01
+RESOLUTION = 1.01  # squared for two costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +49,15 @@ class Prediction:
 
     space: SearchSpace
     losses: Floats
-    sources: tuple[tuple[WidthTable, States, int], ...]
+    sources: tuple[tuple[WidthTable, tuple[int, ...]], ...]
     cover: str
 
     def __len__(self) -> int:
         return len(self.losses)
 
     def architecture(self, index: int) -> Architecture:
-        table, states, row = self.sources[index]
-        picks = [table.index(layer.d_inner, layer.n_head) for layer in states.layers(row)]
-        return self.space.build(table, picks)
+        table, picks = self.sources[index]
+        return self.space.build(table, list(picks))
 
 
 class Predictor:
@@ -126,13 +125,15 @@ class Predictor:
         costs = [name for name in (*names, *bounded) if name in COSTS] or list(self.models)[:1]
         thinned = next((index for index, name in enumerate(names) if name in COSTS), None)
         signs = np.array([objective.loss(1.0) for objective in objectives])
-        found: list[tuple[WidthTable, States, NDArray[np.int64], Floats]] = []
+        found: list[Floats] = []
+        sources: list[tuple[WidthTable, tuple[int, ...]]] = []
         cover = "exact" if len(costs) == 1 else "0.5 %"
         for table in space.tables:
             one = space.build(table, [0])
             kept = [index for index, layer in enumerate(table.shapes) if (table.d_model, layer) not in avoided]
             if not kept:
                 continue
+            standing, written = np.zeros((0, len(names))), list[tuple[int, ...]]()
             for is_beyond in self._regimes(table):
                 matrix, base = self._costs(table, one, costs, is_beyond, margin)
                 solutions = _solutions(table, kept, matrix[kept])
@@ -143,10 +144,19 @@ class Predictor:
                     values = self._values(table, one, states) | dict(zip(costs, totals, strict=True))
                     losses = np.column_stack([values[name] for name in names]) * signs
                     losses[~self._allowed(table, values, constraints, is_beyond)] = np.inf
-                    best = _thinned_frontier(losses, thinned)
-                    found.append((table, states, best, losses[best]))
-        losses = np.concatenate([item[3] for item in found]) if found else np.zeros((0, len(names)))
-        sources = [(table, states, int(row)) for table, states, rows, _ in found for row in rows]
+                    best = _thinned_frontier(losses, thinned, RESOLUTION if len(costs) == 1 else RESOLUTION**2)
+                    # What stands on this width's frontier so far is written out as layers: states take much memory.
+                    together = np.concatenate([standing, losses[best]])
+                    keep = np.flatnonzero(nondominated(together))
+                    n_before = len(standing)
+                    written = [
+                        written[row] if row < n_before else _picks(table, states, int(best[row - n_before]))
+                        for row in keep
+                    ]
+                    standing = together[keep]
+            found.append(standing)
+            sources += [(table, picks) for picks in written]
+        losses = np.concatenate(found) if found else np.zeros((0, len(names)))
         keep = np.flatnonzero(nondominated(losses))
         return Prediction(space=space, losses=losses[keep], sources=tuple(sources[i] for i in keep), cover=cover)
 
@@ -203,13 +213,17 @@ class Predictor:
         return allowed
 
 
-def _thinned_frontier(losses: Floats, cost: int | None) -> NDArray[np.int64]:
-    """Rows of the frontier at a resolution of `RESOLUTION`: of rows alike in all objectives but column `cost`, to
+def _picks(table: WidthTable, states: States, row: int) -> tuple[int, ...]:
+    return tuple(table.index(layer.d_inner, layer.n_head) for layer in states.layers(row))
+
+
+def _thinned_frontier(losses: Floats, cost: int | None, resolution: float) -> NDArray[np.int64]:
+    """Rows of the frontier at a `resolution` such as 1.01: of rows alike in all objectives but column `cost`, to
     within that factor, only the best stands. Far finer than what can be measured, and thousands of rows fewer."""
     allowed = np.flatnonzero(np.isfinite(losses).all(axis=1))
     if not allowed.size:
         return allowed
-    cells = np.rint(log_points(losses[allowed]) / math.log(RESOLUTION)).astype(np.int64)
+    cells = np.rint(log_points(losses[allowed]) / math.log(resolution)).astype(np.int64)
     if cost is not None:
         cells[:, cost] = 0
     order = np.lexsort((losses[allowed, cost or 0], *cells.T))

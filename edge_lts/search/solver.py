@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from edge_lts.arch import LayerSpec
 from edge_lts.errors import SpaceError
 
-MAX_STATES = 40_000_000
-MAX_IMPROVEMENTS = 3_000_000  # each a row of the result; some 100 MB
+MAX_STATES = 4_000_000  # numbers of each table; some 100 MB for two costs
+MAX_IMPROVEMENTS = 600_000  # each a row of the result; some 150 MB while they are collected
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edge_lts.arch import Architecture, LayerSpec
-from edge_lts.errors import SpecError
+from edge_lts.errors import SpaceError, SpecError
 from edge_lts.objectives import Constraint, resolve_objectives
 from edge_lts.pareto import hypervolume
 from edge_lts.records import Evaluation, Failure, Measurement, Outcome
-from edge_lts.search import make_searcher
+from edge_lts.search import make_searcher, solver
 from edge_lts.search.cost_model import COSTS, Conditions, Observation, fit, nonnegative_least_squares
 from edge_lts.search.guided import GuidedSearcher
 from edge_lts.search.solver import LayerTable, solve
@@ -130,25 +130,24 @@ def test_a_short_budget_gets_a_short_design() -> None:
 
 def test_widen_goes_on_beyond_the_bounds_that_the_frontier_leans_on() -> None:
     narrow = SPACE.to_json()
-    narrow["genes"] = {**narrow["genes"], "d_model": [128, 192], "n_layer": [2, 3, 4]}
+    narrow["genes"] = {"n_layer": [2, 3], "d_model": [128, 192], "d_inner": [256, 512, 1024], "n_head": [2, 4]}
     space = SearchSpace.from_json(narrow)
     objectives = resolve_objectives(["decoder_params", "decode_latency_s"])
     found = {}
     for widen in (False, True):
         searcher = make_searcher("guided", space, objectives, 1, {"widen": widen}, protocol=PROTOCOL)
-        found[widen] = drive(searcher, Machine(drift=0.0), 400)
-        assert searcher.stop()
+        found[widen] = drive(searcher, Machine(drift=0.0), 110)
     assert all(space.contains(arch) for arch in found[False])
     assert max(arch.decoder_params for arch in found[True]) > 1.2 * max(arch.decoder_params for arch in found[False])
     again = make_searcher("guided", space, objectives, 1, {"widen": True}, protocol=PROTOCOL)
-    assert drive(again, Machine(drift=0.0), 400) == found[True]  # what a resume relies on
+    assert drive(again, Machine(drift=0.0), 110) == found[True]  # what a resume relies on
 
 
 def test_layers_that_never_run_are_left_out() -> None:
-    """Whatever has four heads at width 256 crashes; the rounds find out once and go around it."""
+    """A layer of 1,024 at width 256 crashes; the rounds find out and go around it."""
 
     def crashes(arch: Architecture) -> bool:
-        return arch.d_model == 256 and any(layer.n_head == 4 for layer in arch.layers)
+        return arch.d_model == 256 and any(layer.d_inner == 1024 for layer in arch.layers)
 
     searcher, machine, told = GuidedSearcher(SPACE, OBJECTIVES, 1, protocol=PROTOCOL), Machine(), []
     while len(told) < 100 and (candidates := searcher.ask(1)):
@@ -163,9 +162,8 @@ def test_layers_that_never_run_are_left_out() -> None:
     aimed = [item for item in told if item.origin == "frontier"]
     assert len(aimed) > 30
     failed = [index for index, item in enumerate(aimed) if crashes(item.architecture)]
-    assert len(failed) <= 8
-    assert all(index < len(aimed) // 2 for index in failed)
-    assert any(item.architecture.d_model == 256 for item in aimed)  # with two heads
+    assert len(failed) <= 3
+    assert sum(item.architecture.d_model == 256 for item in aimed) > 5
 
 
 def test_of_shapes_alike_the_plainest_is_taken() -> None:
@@ -190,14 +188,15 @@ def test_of_shapes_alike_the_plainest_is_taken() -> None:
 
         objectives = resolve_objectives(["decoder_params", "decode_latency_s"])
         searcher = GuidedSearcher(SPACE, objectives, 1, protocol=PROTOCOL)
-        told = drive(searcher, Uneven(noise=0.003, drift=0.0), 80)
+        told = drive(searcher, Uneven(noise=0.01, drift=0.0), 80)
         found[cost_of_four] = [arch for arch in told if searcher._origin.get(arch) == "frontier"]
-    wide = [arch for arch in found[0.0] if arch.d_model == 384]
+    wide = [arch for arch in found[0.0] if arch.d_model >= 320]  # with two heads those would be wider than validated
     assert len(wide) > 5
-    assert all(layer.n_head == 4 for arch in wide for layer in arch.layers)  # 384 / 2 is wider than was validated
+    assert np.mean([layer.n_head == 4 for arch in wide for layer in arch.layers]) > 0.8
     even = [arch for arch in found[0.0] if not sum(layer.d_inner for layer in arch.layers) % (128 * arch.n_layer)]
     assert np.mean([len(set(arch.layers)) == 1 for arch in even]) > 0.8
-    late = [arch for arch in found[0.2][8:] if arch.d_model == 384]
+    late = [arch for arch in found[0.2][8:] if arch.d_model >= 320]
+    assert len(late) > 3
     assert np.mean([layer.n_head == 2 for arch in late for layer in arch.layers]) > 0.8
 
 
@@ -223,6 +222,24 @@ def test_constraints_on_what_is_not_searched_are_solved_for_too() -> None:
     aimed = [arch for arch in found[24:] if searcher._origin.get(arch) == "frontier"]
     assert len(aimed) >= 8
     assert np.mean([40 * seconds(arch) <= 0.03 * 1.1 for arch in aimed]) > 0.9
+
+
+def test_two_costs_in_a_space_too_large_for_a_cover_are_solved_by_weightings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said so, and every member's two costs are those that the model predicts for it."""
+    objectives = resolve_objectives(["decoder_params", "decode_latency_s", "prefill_latency_s"])
+    searcher = GuidedSearcher(SPACE, objectives, 1, protocol=PROTOCOL)
+    drive(searcher, Machine(), 30)
+    monkeypatch.setattr(solver, "MAX_IMPROVEMENTS", 3000)
+    prediction = searcher.solve()
+    assert prediction.cover == "weightings"
+    assert len(prediction) > 10
+    for index in range(0, len(prediction), 5):
+        predicted = searcher.predict(prediction.architecture(index))
+        assert prediction.losses[index, 1] == pytest.approx(predicted["decode_latency_s"])
+        assert prediction.losses[index, 2] == pytest.approx(predicted["prefill_latency_s"])
+    monkeypatch.setattr(solver, "MAX_IMPROVEMENTS", 10)
+    with pytest.raises(SpaceError, match="more than 10 rows"):
+        searcher.solve()
 
 
 @pytest.mark.parametrize(
