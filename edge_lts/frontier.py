@@ -91,7 +91,7 @@ class Frontier:
         self._groups[arch_id] = [*group, evaluation]
         anchors = anchors_of(evaluation)
         self._speed.add(anchors)
-        names = {item.name for item in (*self._objectives, *self._constraints)}
+        names = {item.name for item in self._objectives} | {item.name for item in self._constraints}
         found = {name: central(evaluation.objectives.get(name)) for name in names}
         kept = {name: float(value) for name, value in found.items() if value is not None}
         self._values.setdefault(arch_id, []).append((kept, anchors))

@@ -35,7 +35,6 @@ Shape = tuple[int, int, int]  # d_model, d_inner, n_head; d_inner 0 is what lies
 COSTS = ("decode_latency_s", "prefill_latency_s")
 MIN_PER_REGIME = 12
 MIN_NOISE = 0.005
-OUTLYING = 3.0
 _LENGTH = 0.6  # of the kernel, in natural logarithms of d_model and d_inner
 _OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in n_head only
 _AMPLITUDES = (0.0, 0.01, 0.03, 0.08)
@@ -386,10 +385,6 @@ def _fit_deviations(
     scales, noise = choice[:-1], choice[-1]
     covariance = covariance_of(scales, noise)
     inverse: Floats = np.linalg.inv(covariance).astype(np.float64)
-    surprise = np.abs(inverse @ residual) / np.sqrt(np.diag(inverse))  # left-out errors in standard deviations
-    if (surprise > OUTLYING).any():  # disturbed processes: what they say counts as little as it surprised
-        own_variance = own_variance + np.where(surprise > OUTLYING, (inverse @ residual / np.diag(inverse)) ** 2, 0.0)
-        inverse = np.linalg.inv(covariance_of(scales, noise)).astype(np.float64)
     weights = inverse @ residual
     return CostModel(
         cost=cost,

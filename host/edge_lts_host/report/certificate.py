@@ -101,29 +101,26 @@ def certify(
     members: Sequence[tuple[Architecture, Mapping[str, float]]],
 ) -> list[Certificate]:
     """A certificate for each searched latency that the predictor has a model of. `members` with measured medians."""
-    import numpy as np
-
     formulas = [objective for objective in objectives if objective.name in BY_FORMULA]
     n_costs = sum(len(table.shapes) + 1 for table in space.tables)
     quantile = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / n_costs)
     found = []
     for cost in objectives:
-        measured = [values.get(cost.name) for _, values in members]
-        if cost.name not in COSTS or cost.name not in predictor.models or not members or None in measured:
+        measured = [values[cost.name] for _, values in members if cost.name in values]
+        if cost.name not in COSTS or cost.name not in predictor.models or not members or len(measured) < len(members):
             continue
         margin = quantile * predictor.models[cost.name].overconfidence
-        lowest = predictor.frontier(space, [*formulas, cost], constraints, margin=-margin).losses
+        lowest = predictor.frontier(space, [*formulas, cost], constraints, margin=-margin).losses.tolist()
         shares = []
         for (arch, values), seconds in zip(members, measured, strict=True):
-            known = {**values, **{name: value for name, value in predictor.predict(arch).items() if name in BY_FORMULA}}
-            known["decoder_params"] = float(arch.decoder_params)
-            is_no_worse = np.ones(len(lowest), dtype=bool)
-            for column, objective in enumerate(formulas):
-                limit = objective.loss(known[objective.name])
-                # The solution is kept at a resolution of RESOLUTION; a point that far off may stand for a better one.
-                is_no_worse &= lowest[:, column] <= max(limit * RESOLUTION, limit / RESOLUTION)
-            seconds = max(seconds, predictor.predict(arch)[cost.name])  # a lucky measurement is no proof
-            floor = float(lowest[is_no_worse, -1].min(initial=np.inf))
-            shares.append(max(0.0, 1 - floor / seconds) if seconds else 0.0)
+            predicted = predictor.predict(arch)
+            known = {**values, **predicted, "decoder_params": float(arch.decoder_params)}
+            limits = [objective.loss(known[objective.name]) for objective in formulas]
+            # The solution is kept at a resolution of RESOLUTION; a point that far off may stand for a better one.
+            limits = [max(limit * RESOLUTION, limit / RESOLUTION) for limit in limits]
+            no_worse = [row for row in lowest if all(loss <= limit for loss, limit in zip(row, limits, strict=False))]
+            longest = max(seconds, predicted[cost.name])  # a lucky measurement is no proof
+            floor = min((row[-1] for row in no_worse), default=longest)
+            shares.append(max(0.0, 1 - floor / longest) if longest else 0.0)
         found.append(Certificate(cost=cost.name, margin=margin, shares=tuple(shares)))
     return found
