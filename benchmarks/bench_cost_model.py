@@ -83,11 +83,11 @@ def permutations() -> list[Job]:
 
 
 def stream(seed: int) -> None:
-    """Copy 64 MB over and over for 2 to 12 s, rest as long, until ended."""
-    rng = random.Random(seed)
+    """Copy 64 MB over and over for 2 to 12 s, rest as long, until ended or left alone."""
+    rng, parent = random.Random(seed), os.getppid()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     source = np.ones(8_000_000)
-    while True:
+    while os.getppid() == parent:
         until = time.monotonic() + rng.uniform(2, 12)
         while time.monotonic() < until:
             source = source * 1.0000001

@@ -232,7 +232,13 @@ def test_ctrl_c_on_a_local_run_ends_it_cleanly_with_a_frontier(tmp_path: Path) -
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "EDGE_LTS_RUNS": str(tmp_path / "data" / "runs")}
     argv = [sys.executable, "-m", "edge_lts_host", "run", "--target", "local", "--budget", "10m", *TIGHT]
     child = subprocess.Popen(
-        argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        argv,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     runs = tmp_path / "data" / "runs"
     try:
