@@ -33,9 +33,9 @@ from common import (
     Job,
     Protocol,
     evaluation_from,
+    fitted,
     load_space,
     measure_jobs,
-    quantile,
     read_rows,
     stay_on_one_core,
     where,
@@ -47,9 +47,9 @@ from edge_lts.arch import Architecture
 from edge_lts.footprint import weight_bytes
 from edge_lts.objectives import resolve_objectives
 from edge_lts.records import central
-from edge_lts.search.cost_model import COSTS
+from edge_lts.search.cost_model import COSTS, Conditions
 from edge_lts.search.design import choose_design
-from edge_lts.search.predictor import Predictor
+from edge_lts.stats import quantile
 
 PROTOCOL = Protocol(threads=1, warmup=1, prefill_samples=3, decode_samples=12)
 TIMES = (*COSTS, "peak_memory_bytes")
@@ -60,7 +60,7 @@ LIMITS = {"median": 0.02, "p90": 0.05, "permutation": 0.01}
 
 def jobs_for(n_training: int, n_tests: int) -> list[Job]:
     space, rng = load_space("lts-gpt2"), np.random.default_rng(5)
-    design = choose_design(space, Predictor(PROTOCOL).conditions, 24, rng)
+    design = choose_design(space, Conditions.of(PROTOCOL, None), 24, rng)
     archs = list(dict.fromkeys([*design, *(space.sample(rng) for _ in range(2 * (n_training + n_tests)))]))
     drawn = archs[len(design) :]
     return [
@@ -109,10 +109,7 @@ def errors_of(rows: list[dict[str, Any]], n_learned: int) -> dict[str, Any]:
     """Errors on the tests of a model that learned from the design and the first training members."""
     known = [row for row in rows if row["tag"] in ("design", "training")]
     known = sorted(known, key=lambda row: row["job"])[:n_learned]
-    predictor = Predictor(PROTOCOL)
-    for row in sorted(known, key=lambda row: row["at_s"]):
-        predictor.tell(evaluation_from(row))
-    predictor.fit()
+    predictor = fitted((evaluation_from(row) for row in sorted(known, key=lambda row: row["at_s"])), PROTOCOL)
     tests: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         if row["tag"] == "test":
@@ -175,11 +172,8 @@ def permutation_spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def solving(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Seconds and memory for the predicted frontier of the whole space, at the costs learned from everything."""
-    space, predictor = load_space("lts-gpt2"), Predictor(PROTOCOL)
-    for row in rows:
-        if row["tag"] != "permutation" and row["repeat"] == 0:
-            predictor.tell(evaluation_from(row))
-    predictor.fit()
+    learned = [row for row in rows if row["tag"] != "permutation" and row["repeat"] == 0]
+    space, predictor = load_space("lts-gpt2"), fitted(map(evaluation_from, learned), PROTOCOL)
     found = []
     for names in (
         ("decoder_params", "decode_latency_s"),

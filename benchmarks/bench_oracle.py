@@ -29,7 +29,7 @@ from common import (
     RESULTS,
     Job,
     evaluation_from,
-    geometric_mean,
+    fitted,
     measure_jobs,
     read_rows,
     stay_on_one_core,
@@ -45,7 +45,6 @@ from edge_lts.pareto import nondominated
 from edge_lts.records import Evaluation
 from edge_lts.search import make_searcher
 from edge_lts.search.cost_model import COSTS
-from edge_lts.search.predictor import Predictor
 from edge_lts.space import SearchSpace
 from edge_lts_host.report.certificate import certify
 
@@ -76,11 +75,7 @@ class Oracle:
         for row in rows:
             self.rows.setdefault(Architecture.from_json(row["architecture"]), []).append(row)
         self.archs = [arch for arch, found in self.rows.items() if len(found) == REPEATS]
-        predictor = Predictor(ONE_THREAD)
-        for row in sorted(rows, key=lambda row: row["at_s"]):
-            predictor.tell(evaluation_from(row))
-        predictor.fit()
-        model = predictor.models[cost]
+        model = fitted(evaluation_from(row) for row in sorted(rows, key=lambda row: row["at_s"])).models[cost]
         logs = np.array(
             [
                 [
@@ -116,7 +111,7 @@ class Oracle:
                 largest = max(reported, key=lambda arch: arch.decoder_params)
                 fitting = [self.truth[largest] * member.decoder_params / largest.decoder_params]
             ratios.append(min(fitting) / self.truth[member])
-        return geometric_mean(ratios) - 1
+        return statistics.geometric_mean(ratios) - 1
 
 
 def confirmed(oracle: Oracle, told: list[Evaluation]) -> dict[Architecture, float]:
@@ -168,12 +163,8 @@ def replay(oracle: Oracle, strategy: str, seed: int) -> dict[str, Any]:
 def check_certificate(oracle: Oracle, told: list[Evaluation], reported: dict[Architecture, float]) -> dict[str, Any]:
     """Whether anything in the space is truly faster than the certificate allows, at any member's decoder_params."""
     objectives = resolve_objectives(["decoder_params", oracle.cost])
-    predictor = Predictor(ONE_THREAD)
-    for outcome in told:
-        predictor.tell(outcome)
-    predictor.fit()
     members = [(arch, {oracle.cost: seconds}) for arch, seconds in reported.items()]
-    (certificate,) = certify(predictor, SPACE, objectives, (), members)
+    (certificate,) = certify(fitted(told), SPACE, objectives, (), members)
     held, really = [], []
     for (arch, _), share in zip(members, certificate.shares, strict=True):
         fastest = min(oracle.truth[other] for other in oracle.archs if other.decoder_params >= arch.decoder_params)

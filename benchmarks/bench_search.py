@@ -34,7 +34,7 @@ from common import (
     RESULTS,
     Job,
     evaluation_from,
-    geometric_mean,
+    fitted,
     load_space,
     measure_jobs,
     measurer,
@@ -62,7 +62,6 @@ from edge_lts.arch import Architecture
 from edge_lts.objectives import resolve_objectives
 from edge_lts.pareto import hypervolume
 from edge_lts.records import Evaluation
-from edge_lts.search.predictor import Predictor
 from edge_lts.space import SearchSpace
 
 REDUCED = SearchSpace.from_json(
@@ -138,14 +137,6 @@ def told(rows: list[dict[str, Any]], space: SearchSpace) -> list[Evaluation]:
         evaluation_from({**row, "architecture": expand(space, row["architecture"]).to_json()}, index)
         for index, row in enumerate(rows)
     ]
-
-
-def fitted(evaluations: Sequence[Evaluation]) -> Predictor:
-    predictor = Predictor(ONE_THREAD)
-    for evaluation in evaluations:
-        predictor.tell(evaluation)
-    predictor.fit()
-    return predictor
 
 
 def levels_of(name: str) -> list[float]:
@@ -247,7 +238,7 @@ def compare(
     for row, item in zip(rows, evaluations, strict=True):
         factor = drift.factor(item.architecture, row["anchor_s"])
         times.setdefault(item.architecture, []).append(row["objectives"][cost]["median"] / factor)
-    seconds = {arch: geometric_mean(values) for arch, values in times.items()}
+    seconds = {arch: statistics.geometric_mean(values) for arch, values in times.items()}
     result: dict[str, Any] = {}
     for label in dict.fromkeys(label for label, _ in chosen):
         by_seed = []
@@ -259,12 +250,12 @@ def compare(
                 if arch is not None and best is not None
             ]
             if other == label and ratios:
-                by_seed.append({"seed": seed, "ratio": geometric_mean(ratios), "n_levels": len(ratios)})
+                by_seed.append({"seed": seed, "ratio": statistics.geometric_mean(ratios), "n_levels": len(ratios)})
         values = [item["ratio"] for item in by_seed]
         logs = np.log(values)
         error = float(logs.std(ddof=1) / np.sqrt(len(logs))) if len(values) > 1 else None
         result[label] = {
-            "ratio": geometric_mean(values),
+            "ratio": statistics.geometric_mean(values),
             "standard_error": error,
             "levels": sum(item["n_levels"] for item in by_seed),
             "seeds": by_seed,
@@ -299,7 +290,7 @@ def curves(rows: list[dict[str, Any]], name: str, cost: str, seconds: float, ref
                         largest = max(members, key=lambda arch: arch.decoder_params)
                         ratios.append(known[largest] / floor * level / largest.decoder_params)
                 points = np.array([[-np.log(arch.decoder_params), np.log(known[arch])] for arch in members])
-                excesses.append(geometric_mean(ratios) - 1)
+                excesses.append(statistics.geometric_mean(ratios) - 1)
                 volumes.append(hypervolume(points, reference) / whole)
                 counts.append(len(own))
             for key, values in (("excess", excesses), ("hypervolume", volumes), ("n", counts)):

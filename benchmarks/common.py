@@ -11,11 +11,10 @@ import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "host")]
 from edge_lts.arch import Architecture  # noqa: E402  (a checkout needs no installation)
 from edge_lts.measurer import Measurer  # noqa: E402
 from edge_lts.records import Evaluation, Measurement, Protocol  # noqa: E402
+from edge_lts.search.predictor import Predictor  # noqa: E402
 from edge_lts.space import SearchSpace  # noqa: E402
 
 SERVE = (
@@ -177,13 +177,13 @@ def where_line(found: dict[str, Any]) -> str:
     )
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return statistics.geometric_mean(values)
+def fitted(evaluations: Iterable[Evaluation], protocol: Protocol = ONE_THREAD) -> Predictor:
+    """The cost models of guided search after these evaluations."""
+    predictor = Predictor(protocol)
+    for evaluation in evaluations:
+        predictor.tell(evaluation)
+    predictor.fit()
+    return predictor
 
 
 def write_result(path: Path, result: dict[str, Any], lines: Sequence[str]) -> None:

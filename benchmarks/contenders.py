@@ -23,9 +23,9 @@ from edge_lts.search import make_searcher
 from edge_lts.search.predictor import Predictor
 from edge_lts.search.solver import LayerTable, solve
 from edge_lts.space import SearchSpace
+from edge_lts.stats import MIN_PROCESSES_PI95
+from edge_lts_host.spaces import CONFIRM_FRACTION
 
-CONFIRM_SHARE = 0.2
-N_PROCESSES = 3
 FLOPS, BYTES_PER_S = 50e9, 10e9  # of one core, for the frontier without any timing; only their ratio matters
 NSGA_TRIALS = 1500
 
@@ -56,7 +56,7 @@ class Contender:
         if self.spent_s >= self.budget_s:
             return None
         is_full = self.max_candidates is not None and self.n_searched >= self.max_candidates
-        if self.stopped_after_s is None and (is_full or self.spent_s >= (1 - CONFIRM_SHARE) * self.budget_s):
+        if self.stopped_after_s is None and (is_full or self.spent_s >= (1 - CONFIRM_FRACTION) * self.budget_s):
             self.stopped_after_s = self.spent_s
         if self.stopped_after_s is None:
             begun = time.perf_counter()
@@ -65,7 +65,7 @@ class Contender:
             if asked is not None:
                 return ("search", *asked)
             self.stopped_after_s = self.spent_s
-        waiting = [arch_id for arch_id in self.found.member_ids() if self.n_processes[arch_id] < N_PROCESSES]
+        waiting = [arch_id for arch_id in self.found.member_ids() if self.n_processes[arch_id] < MIN_PROCESSES_PI95]
         if not waiting:
             return None
         return ("confirm", -1, self.by_id[min(waiting, key=lambda arch_id: self.n_processes[arch_id])])
@@ -185,9 +185,7 @@ def by_operations(space: SearchSpace, cost: str) -> list[Architecture]:
                 features=np.zeros((len(table.shapes), 0), dtype=np.int64),
             )
         )
-        per_unit = (table.costs[-1] - table.costs[0]) // (table.d_inner[-1] - table.d_inner[0])
-        first = table.costs[0] - per_unit * table.d_inner[0]
-        size = table.base + solved.depth * first + per_unit * solved.d_inner_sum
+        size = table.decoder_params(solved.depth, solved.d_inner_sum)
         losses = np.column_stack([-size.astype(np.float64), solved.costs[:, 0] + base])
         losses[(size < table.low) | (size > table.high)] = np.inf
         for row in np.flatnonzero(np.isfinite(losses[:, 0]) & nondominated(losses)):

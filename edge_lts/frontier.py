@@ -79,6 +79,7 @@ class Frontier:
         self._speed = UsualSpeed()
         self._objectives = tuple(objectives)
         self._constraints = tuple(constraints)
+        self._names = {item.name for item in self._objectives} | {item.name for item in self._constraints}
         self._recall = recall
         self._groups: dict[str, list[Evaluation]] = {}
         self._values: dict[str, list[tuple[dict[str, float], Anchors]]] = {}  # of each process; for dominance
@@ -91,8 +92,7 @@ class Frontier:
         self._groups[arch_id] = [*group, evaluation]
         anchors = anchors_of(evaluation)
         self._speed.add(anchors)
-        names = {item.name for item in self._objectives} | {item.name for item in self._constraints}
-        found = {name: central(evaluation.objectives.get(name)) for name in names}
+        found = {name: central(evaluation.objectives.get(name)) for name in self._names}
         kept = {name: float(value) for name, value in found.items() if value is not None}
         self._values.setdefault(arch_id, []).append((kept, anchors))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 
@@ -96,6 +97,14 @@ class WidthTable:
     def extent(self) -> tuple[int, int]:
         """Smallest and largest decoder_params over the depths of this table, bounds left aside."""
         return self.base + self.depths[0] * self.smallest, self.base + self.depths[-1] * self.largest
+
+    def decoder_params(self, n_layer: NDArray[np.int64], d_inner_sum: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) decoder parameters of stacks: linear in depth and the sum of d_inner, whatever the heads."""
+        inner = self.d_inner
+        per_unit = (self.costs[-1] - self.costs[0]) // (inner[-1] - inner[0]) if len(inner) > 1 else 0
+        first = self.costs[0] - per_unit * inner[0]
+        counts: NDArray[np.int64] = self.base + n_layer * first + per_unit * d_inner_sum
+        return counts
 
     def index(self, d_inner: int, n_head: int) -> int:
         """Position of a shape; both values must be in this table."""

@@ -34,6 +34,11 @@ def median(samples: Sequence[float]) -> float:
     return float(ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
 
 
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The sample that `share` of all lie below; no interpolation. Raises IndexError without samples."""
+    return sorted(samples)[min(len(samples) - 1, int(share * len(samples)))]
+
+
 def mad(samples: Sequence[float]) -> float:
     """Median absolute deviation from the median, unscaled (multiply by 1.4826 for a normal's standard deviation)."""
     centre = median(samples)

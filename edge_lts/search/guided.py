@@ -281,7 +281,7 @@ class GuidedSearcher(BaseSearcher):
     def _moves_no_more(self, prediction: Prediction) -> bool:
         """Whether the predicted frontier's hypervolume, in logarithms, has been still for `patience` rounds."""
         points = log_points(prediction.losses)
-        signs = np.array([1.0 if objective.direction == "min" else -1.0 for objective in self._objectives])
+        signs = np.array([objective.loss(1.0) for objective in self._objectives])
         oriented = points * signs
         reference = oriented.max(axis=0) + 0.1
         self._volumes.append(hypervolume(oriented[:: max(1, len(oriented) // 300)], reference))

@@ -177,11 +177,8 @@ class Predictor:
         return tuple(regime for regime, exists in ((False, low <= size), (True, high > size)) if exists)
 
     def _values(self, table: WidthTable, one: Architecture, states: States) -> dict[str, Floats]:
-        """(n,) of what a formula gives: decoder_params, linear in depth and the sum of d_inner, and peak memory."""
-        inner = table.d_inner
-        per_unit = (table.costs[-1] - table.costs[0]) // (inner[-1] - inner[0]) if len(inner) > 1 else 0
-        first = table.costs[0] - per_unit * inner[0]
-        decoder = table.base + states.depth * first + per_unit * states.d_inner_sum
+        """(n,) of what a formula gives: decoder_params and peak memory."""
+        decoder = table.decoder_params(states.depth, states.d_inner_sum)
         working = np.zeros(len(states))
         for value in np.unique(states.d_inner_max):
             widest = one.replace(layers=(LayerSpec(d_inner=int(value), n_head=table.n_head[0]),))

@@ -19,12 +19,7 @@ from edge_lts_host.targets import Target
 
 DEFAULT_TIMEOUT_S = 600.0
 EMULATED_TIMEOUT_S = 3600.0
-# What guided search measures to learn a board (its design and one round), the fewest that a design makes sense with,
-# and from where on it need not be told how many to expect.
-GUIDED_NEEDS = 24 + 9
-GUIDED_LEAST = 12
-GUIDED_SMALLEST_DESIGN = 10
-GUIDED_PLENTY = 2 * GUIDED_NEEDS
+GUIDED_LEAST = 12  # candidates, below which a design makes no sense
 
 
 def constraints(args: argparse.Namespace) -> tuple[Constraint, ...]:
@@ -112,17 +107,20 @@ def expected_candidates(
 def guided_settings(args: argparse.Namespace, n_expected: int | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Settings of guided search; says so when it is to learn the board from fewer candidates than it needs."""
     settings: dict[str, Any] = {"widen": True} if args.widen else {}
-    if n_expected is None or n_expected >= GUIDED_PLENTY:
+    from edge_lts.search.guided import GuidedSettings
+
+    usual = GuidedSettings()
+    needs = usual.design + usual.batch + 1  # the design and one round
+    if n_expected is None or n_expected >= 2 * needs:
         return settings
     settings["expected_candidates"] = max(1, n_expected)
-    if n_expected < GUIDED_NEEDS:
-        design = max(GUIDED_SMALLEST_DESIGN, n_expected // 2)
+    if n_expected < needs:
         does = (
-            f"its design shrinks to {design}"
+            f"its design shrinks to {GuidedSettings.from_json(settings).design_size}"
             if n_expected >= GUIDED_LEAST
             else "use --strategy evolution, a smaller --space or more --budget"
         )
-        say(f"about {n_expected} candidates are expected, but guided search learns a board from {GUIDED_NEEDS}: {does}")
+        say(f"about {n_expected} candidates are expected, but guided search learns a board from {needs}: {does}")
     return settings
 
 

@@ -263,6 +263,17 @@ def test_an_identity_is_pid_start_time_and_boot() -> None:
         assert Identity.from_json(wrong) is None
 
 
+def run_python(code: str, log: Path) -> subprocess.CompletedProcess[bytes]:
+    """A program that finds this checkout, with `log` as its argument."""
+    return subprocess.run(
+        [sys.executable, "-c", code, str(log)],
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
 def test_detach_returns_the_first_message_of_a_process_of_its_own_session(tmp_path: Path) -> None:
     code = (
         "import json, os, sys, signal; from pathlib import Path; from edge_lts.job import detach\n"
@@ -273,13 +284,7 @@ def test_detach_returns_the_first_message_of_a_process_of_its_own_session(tmp_pa
         "leak = os.open('/dev/null', os.O_RDONLY)\n"
         "print(json.dumps({'sid': os.getsid(0), **{'job': detach(Path(sys.argv[1]), body)}}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "log.txt")],
-        capture_output=True,
-        check=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    done = run_python(code, tmp_path / "log.txt")
     result = json.loads(done.stdout)
     assert result["job"]["sid"] != result["sid"]
     assert result["job"]["hup"]
@@ -298,13 +303,7 @@ def test_detach_without_a_word_is_an_error(tmp_path: Path) -> None:
         "try: detach(Path(sys.argv[1]), lambda announce: 1)\n"
         "except EdgeLtsError as exc: print(exc)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "log.txt")],
-        capture_output=True,
-        check=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    done = run_python(code, tmp_path / "log.txt")
     assert b"the run ended before it began; see " in done.stdout
 
 

@@ -21,7 +21,7 @@ from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes
 from edge_lts.frontier import Member, members
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Protocol, RunSpec, central
 from edge_lts.speed import MIN_PROCESSES, anchors_of
-from edge_lts.stats import median
+from edge_lts.stats import median, quantile
 from edge_lts_host.report.health import genes_of, health
 from edge_lts_host.store import RunFolder
 
@@ -86,16 +86,12 @@ def _drift(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
         name: {
             "n": len(values),
             "median_s": median(values),
-            "p10_s": _quantile(values, 0.1),
-            "p90_s": _quantile(values, 0.9),
+            "p10_s": quantile(values, 0.1),
+            "p90_s": quantile(values, 0.9),
         }
         for name, values in seen.items()
         if len(values) >= MIN_PROCESSES
     }
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def _certificates(

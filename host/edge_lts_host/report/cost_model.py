@@ -14,7 +14,7 @@ from typing import Any
 
 from edge_lts.records import Evaluation, central
 from edge_lts.search.cost_model import COSTS
-from edge_lts.stats import median
+from edge_lts.stats import median, quantile
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import render
 from edge_lts_host.report.certificate import MIN_EVALUATIONS, fitted
@@ -53,7 +53,7 @@ def _errors(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
                 and (measured := central(item.objectives.get(name)))
             ]
             if errors:
-                absolute = sorted(abs(error) for error in errors)
+                absolute = [abs(error) for error in errors]
                 rows.append(
                     {
                         "objective": name,
@@ -61,7 +61,7 @@ def _errors(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
                         "n": len(errors),
                         "bias": median(errors),
                         "median_error": median(absolute),
-                        "p90_error": absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))],
+                        "p90_error": quantile(absolute, 0.9),
                     }
                 )
     return rows

@@ -202,10 +202,8 @@ def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[li
     names = [name for name in known if any(member["objectives"].get(name) is not None for member in frontier)]
     has_time = any("decode_s" in member["split"] for member in frontier)
     has_flags = any(member["flags"] for member in frontier)
-    predicted = [
-        name for name in names if name.endswith("_s") and any(name in member["predicted"] for member in frontier)
-    ]
-    predicted = [name for name in predicted if name in run["spec"]["objectives"]]
+    searched = [name for name in names if name.endswith("_s") and name in run["spec"]["objectives"]]
+    predicted = [name for name in searched if any(name in member["predicted"] for member in frontier)]
     embedding_keys = _embedding_keys(run)
     headings = ["arch_id", "layers x d_model", "d_inner", "heads", *embedding_keys]
     headings += [render.objective_heading(name, is_emulated=is_emulated) for name in names]
