@@ -1,14 +1,16 @@
-r"""The payload: `edge_lts/**/*.py` and a two-line `__main__.py` as one zipapp, the same bytes from a wheel or a
+r"""The payload: `edge_lts/**/*.py` and a `__main__.py` that imports it as one zipapp, the same bytes from a wheel or a
 checkout.
+
+All sources are one member, a JSON object of names and texts, because compressed together they take a quarter less than
+one by one (docs/decisions/0005-one-member-payload.md); `onboard/agent_main.py` imports from it.
 
 Comments and docstrings stay here: they are half of the sources, nothing reads them on the board, and a serial line is
 slow. What is left keeps its line numbers, so a traceback from a board still points into the checkout. Entries are
-sorted by name and carry the earliest timestamp zip knows, mode 0644 and no extra fields; only the sources count.
-Deflate rather than store: the sources compressed fit well below the limit, stored they would not for long. Two builds
-of zlib (zlib, zlib-ng) may compress the same sources to different bytes. That is accepted: the name is the hash of the
-bytes, so anybody can check it with sha256sum, and a workstation with another zlib pushes the agent once more, beside
-the first, and never mistakes one for the other. What decides whether numbers may be compared is `METHOD_VERSION`, not
-this hash.
+sorted by name and carry the earliest timestamp zip knows, mode 0644 and no extra fields; only the sources count. Two
+builds of zlib (zlib, zlib-ng) may compress the same sources to different bytes. That is accepted: the name is the hash
+of the bytes, so anybody can check it with sha256sum, and a workstation with another zlib pushes the agent once more,
+beside the first, and never mistakes one for the other. What decides whether numbers may be compared is
+`METHOD_VERSION`, not this hash.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ import hashlib
 import importlib.util
 import io
 import itertools
+import json
 import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_lts_host import onboard
 from edge_lts_host.errors import HostError
 
 MAX_PAYLOAD_BYTES = 128 * 1024
-MAIN = b"import sys, edge_lts.__main__ as agent\nsys.exit(agent.main(sys.argv[1:]))\n"
+SOURCES = "edge_lts.json"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
 
@@ -56,12 +60,15 @@ def source_dir() -> Path:
 def build_payload(source: Path | None = None) -> Payload:
     """Make the zipapp from `source` (default: the installed edge_lts). Raises HostError when it is too large."""
     folder = source_dir() if source is None else source
-    files = {
-        f"edge_lts/{path.relative_to(folder).as_posix()}": strip_talk(path.read_bytes())
+    sources = {
+        f"edge_lts/{path.relative_to(folder).as_posix()}": strip_talk(path.read_bytes()).decode("utf-8")
         for path in folder.rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    files["__main__.py"] = MAIN
+    files = {
+        SOURCES: json.dumps(sources, sort_keys=True, ensure_ascii=False, indent=0).encode("utf-8"),
+        "__main__.py": strip_talk(onboard.source("agent_main")),
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=zlib.Z_BEST_COMPRESSION) as archive:
         for name in sorted(files):

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from edge_lts_host.errors import HostError
-from edge_lts_host.payload import MAX_PAYLOAD_BYTES, build_payload, source_dir, strip_talk
+from edge_lts_host.onboard import source
+from edge_lts_host.payload import MAX_PAYLOAD_BYTES, SOURCES, build_payload, source_dir, strip_talk
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,11 +33,13 @@ def test_it_is_made_of_the_sources_that_this_interpreter_imports() -> None:
     assert source_dir() == ROOT / "edge_lts"
     with zipfile.ZipFile(io.BytesIO(build_payload().data)) as archive:
         assert archive.testzip() is None
-        names = archive.namelist()
+        assert archive.namelist() == ["__main__.py", SOURCES]
+        sources = json.loads(archive.read(SOURCES))
+        names = list(sources)
         assert names == sorted(names)
-        assert {"__main__.py", "edge_lts/__init__.py", "edge_lts/__main__.py", "edge_lts/search/base.py"} <= set(names)
-        assert all(name == "__main__.py" or (name.startswith("edge_lts/") and name.endswith(".py")) for name in names)
-        assert archive.read("__main__.py").count(b"\n") == 2
+        assert {"edge_lts/__init__.py", "edge_lts/__main__.py", "edge_lts/search/base.py"} <= set(names)
+        assert all(name.startswith("edge_lts/") and name.endswith(".py") for name in names)
+        assert all(strip_talk((ROOT / name).read_bytes()).decode() == text for name, text in sources.items())
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o100644}
 
@@ -108,3 +111,21 @@ def test_it_runs_alone(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     hello = json.loads(result.stdout.splitlines()[0])
     assert (hello["protocol"], hello["event"], hello["verb"]) == (1, "hello", "status")
+
+
+def test_a_traceback_from_it_shows_file_and_line(tmp_path: Path) -> None:
+    text = """
+import traceback
+def main(argv):
+    try:
+        raise KeyError(argv)
+    except KeyError:
+        traceback.print_exc()
+"""
+    sources = {"edge_lts/__init__.py": "", "edge_lts/__main__.py": text}
+    agent = tmp_path / "agent.pyz"
+    with zipfile.ZipFile(agent, "w") as archive:
+        archive.writestr("__main__.py", source("agent_main"))
+        archive.writestr(SOURCES, json.dumps(sources))
+    result = subprocess.run([sys.executable, "-I", str(agent), "x"], capture_output=True, text=True, check=False)
+    assert f'File "{agent}/edge_lts/__main__.py", line 5, in main\n    raise KeyError(argv)' in result.stderr

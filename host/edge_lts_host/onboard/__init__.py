@@ -1,7 +1,7 @@
-"""Programs that a board's own Python runs from standard input before there is an agent: stdlib only, one file each.
+"""Programs that a board's own Python runs: stdlib only, one file each, read as text and sent, never imported here.
 
-They are read as text and sent, never imported here. Each prints one line, MARKER and a JSON object, so that what a
-login shell may print around it does no harm.
+`probe` and `install` run from standard input before there is an agent; each prints one line, MARKER and a JSON object,
+so that what a login shell may print around it does no harm. `agent_main` is the agent's `__main__.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MARKER = "edge-lts-answer "
 
 
 def source(name: str) -> bytes:
-    """The text of `probe` or `install`."""
+    """The text of `probe`, `install` or `agent_main`."""
     return (Path(__file__).resolve().parent / f"{name}.py").read_bytes()
 
 
