@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_lts.errors import ArchitectureError
+from edge_lts.precision import PRECISIONS
 
 DEFAULT_VOCAB_SIZE = 50257
 DEFAULT_MAX_SEQ_LEN = 1024
@@ -31,6 +32,7 @@ _KEYS = (
     "vocab_size",
     "max_seq_len",
     "tie_embeddings",
+    "precision",
     "layers",
 )
 
@@ -93,7 +95,8 @@ class Architecture:
     """A decoder-only language model's shape; see design §3 for the meaning of each key.
 
     `cutoffs` is only set when it differs from the paper's, cut to the vocabulary; `None` otherwise, so that spelling
-    the default out or leaving it out gives the same `arch_id`.
+    the default out or leaving it out gives the same `arch_id`. `precision` is only set where it is a gene; None is
+    whatever the protocol says, and not written.
     """
 
     backbone: str
@@ -105,6 +108,7 @@ class Architecture:
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
     tie_embeddings: bool = True
     cutoffs: tuple[int, ...] | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.backbone not in _COUNTERS:
@@ -113,6 +117,8 @@ class Architecture:
         _integer("d_model", self.d_model)
         if not isinstance(self.tie_embeddings, bool):
             raise ArchitectureError(f"tie_embeddings must be true or false, not {self.tie_embeddings!r}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ArchitectureError(f"unknown precision {self.precision!r:.40}; known: {', '.join(PRECISIONS)}")
         if not self.d_embed:
             object.__setattr__(self, "d_embed", self.d_model)
         for name in ("d_embed", "embedding_factor", "vocab_size", "max_seq_len"):
@@ -197,6 +203,8 @@ class Architecture:
         }
         if self.cutoffs is not None:
             data["cutoffs"] = list(self.cutoffs)
+        if self.precision is not None:
+            data["precision"] = self.precision
         return data
 
     def canonical_json(self) -> str:

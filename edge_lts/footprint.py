@@ -1,27 +1,85 @@
-"""How many bytes a model will need, by formula, before anything is built. All numbers are float32 (4 bytes).
+"""How many bytes a model will need, by formula, before anything is built.
 
 These are predictions for cutting a space and for refusing a hopeless candidate early. They are never reported as
-measurements: what the allocator, torch and its kernels add is only known by measuring `peak_memory_bytes`.
+measurements: what the allocator, torch and its kernels add is only known by measuring `peak_memory_bytes`. Where no
+precision is given it is float32; that of the architecture, if it has one, goes before any that is given.
 """
 
+from typing import Any
+
 from edge_lts.arch import Architecture
+from edge_lts.precision import ACTIVATION_BYTES, WEIGHT_BYTES
 from edge_lts.records import Protocol
 
-BYTES_PER_NUMBER = 4
+BYTES_PER_NUMBER = 4  # of float32
+_PIECE_BYTES = 1 << 20  # of an int8 table, in float32 while it is multiplied with several rows
 
 
-def weight_bytes(arch: Architecture) -> int:
-    """4 * total_params: every weight once; tied tables are one table."""
-    return BYTES_PER_NUMBER * arch.total_params
+def precision_of(arch: Architecture, protocol: Protocol) -> str:
+    """What `arch` is built in: its own gene, or the run's choice."""
+    return arch.precision or protocol.precision
 
 
-def cache_bytes(arch: Architecture, tokens: int) -> int:
-    """4 * 2 * n_layer * d_model * tokens: one key and one value of width d_model per layer and token, batch 1.
+def weight_bytes(arch: Architecture, precision: str = "float32") -> int:
+    """Every weight once; tied tables are one table."""
+    return sum(place_bytes(arch, precision).values())
+
+
+def place_bytes(arch: Architecture, precision: str = "float32") -> dict[str, int]:
+    """Bytes of the weights in `embedding`, `position`, `decoder` and `head`: 4 or 2 per parameter.
+
+    In int8 one per weight of a matrix, 4 for each number that stays float32 (norms, biases) and 4 for each row of a
+    table, its scale. Tables are embeddings, heads and the projections of an adaptive one.
+    """
+    precision = arch.precision or precision
+    count, d = arch.parameter_count, arch.d_model
+    layers = [layer.d_inner for layer in arch.layers]
+    places = {
+        "embedding": WEIGHT_BYTES[precision] * count.embedding,
+        "position": WEIGHT_BYTES[precision] * count.position,
+        "decoder": decoder_bytes(arch, count.decoder, len(layers), sum(layers), precision),
+        "head": WEIGHT_BYTES[precision] * count.head,
+    }
+    if WEIGHT_BYTES[precision] == 1:
+        n, is_adaptive = len(arch.clusters), arch.embedding_factor > 1
+        places["embedding"] += 4 * (arch.vocab_size + is_adaptive * n * d)
+        places["position"] += 4 * arch.max_seq_len if count.position else 0
+        places["head"] += 0 if arch.tie_embeddings else 4 * (arch.vocab_size + is_adaptive * (n - 1) * d)
+        places["head"] += is_adaptive * (3 * (arch.vocab_size + n - 1) + 4 * d)
+    return places
+
+
+def decoder_bytes(arch: Architecture, decoder_params: Any, n_layer: Any, d_inner_sum: Any, precision: str) -> Any:
+    """The same for decoders of `arch`'s backbone and width with such layers: of numbers, or of arrays of them."""
+    n_bytes = WEIGHT_BYTES[precision] * decoder_params
+    if WEIGHT_BYTES[precision] == 1:
+        is_gpt2 = arch.backbone == "gpt2"
+        n_bytes += 3 * ((9 if is_gpt2 else 7) * arch.d_model * n_layer + d_inner_sum + 2 * arch.d_model * is_gpt2)
+    return n_bytes
+
+
+def read_bytes(arch: Architecture, precision: str = "float32") -> int:
+    """Of the weights, what a decoded token has to read at the least: decoder and head, without the position matrices of
+    a Transformer-XL, whose products are kept."""
+    places = place_bytes(arch, precision)
+    n_bytes = places["decoder"] + places["head"] + (places["embedding"] if arch.tie_embeddings else 0)
+    if arch.backbone == "transformer-xl":
+        n_bytes -= WEIGHT_BYTES[arch.precision or precision] * arch.n_layer * arch.d_model**2
+    return n_bytes
+
+
+def float32_bytes(n_bytes: int, precision: str) -> int:
+    """The size in float32 of a model that has `n_bytes` in `precision`, per-row scales left aside."""
+    return n_bytes * BYTES_PER_NUMBER // WEIGHT_BYTES[precision]
+
+
+def cache_bytes(arch: Architecture, tokens: int, precision: str = "float32") -> int:
+    """2 * n_layer * d_model * tokens numbers: one key and one value of width d_model per layer and token, batch 1.
 
     Transformer-XL: 3 instead of 2, for the position keys that are kept beside them.
     """
     vectors = 3 if arch.backbone == "transformer-xl" else 2
-    return BYTES_PER_NUMBER * vectors * arch.n_layer * arch.d_model * tokens
+    return ACTIVATION_BYTES[arch.precision or precision] * vectors * arch.n_layer * arch.d_model * tokens
 
 
 def cache_tokens(arch: Architecture, protocol: Protocol) -> int:
@@ -43,15 +101,21 @@ def working_set_bytes(arch: Architecture, protocol: Protocol) -> int:
       FFN        its inner layer before and after the activation (2 T d_inner);
     and after the last layer the logits: R * vocab_size with R = 1 (`logits = last`) or T (`all`); of an adaptive
     softmax, each cluster's twice beside those before it. The sum of the stream and the largest of these is the working
-    set. Layers run one after another, so depth does not count.
+    set. Layers run one after another, so depth does not count. In int8 every product has its input in 8 bits besides,
+    and a product with a table of all tokens a piece of that in float32.
     """
+    precision = precision_of(arch, protocol)
     tokens, d = protocol.prompt_tokens, arch.d_model
     stream = 2 * tokens * d
     n_scores = 2 if arch.backbone == "transformer-xl" else 1
     attention = max(4 * tokens * d + n_scores * layer.n_head * tokens * tokens for layer in arch.layers)
     ffn = max(2 * tokens * layer.d_inner for layer in arch.layers)
     logits = (tokens if protocol.logits == "all" else 1) * _head_numbers(arch)
-    return BYTES_PER_NUMBER * (stream + max(attention, ffn, logits))
+    n_bytes = ACTIVATION_BYTES[precision] * (stream + max(attention, ffn, logits))
+    if WEIGHT_BYTES[precision] == 1:
+        widest = max(d, *(layer.d_inner for layer in arch.layers))
+        n_bytes += tokens * widest + (_PIECE_BYTES if protocol.logits == "all" or arch.embedding_factor > 1 else 0)
+    return n_bytes
 
 
 def _head_numbers(arch: Architecture) -> int:
@@ -67,5 +131,6 @@ def _head_numbers(arch: Architecture) -> int:
 
 def predicted_bytes(arch: Architecture, protocol: Protocol) -> int:
     """Weights, the KV cache at its deepest (context or prompt, and the token being decoded), and the working set."""
-    cache = cache_bytes(arch, cache_tokens(arch, protocol))
-    return weight_bytes(arch) + cache + working_set_bytes(arch, protocol)
+    precision = precision_of(arch, protocol)
+    cache = cache_bytes(arch, cache_tokens(arch, protocol), precision)
+    return weight_bytes(arch, precision) + cache + working_set_bytes(arch, protocol)

@@ -35,6 +35,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective(name="decode_latency_s", unit="s", direction="min", is_measured=True),
         Objective(name="prefill_latency_s", unit="s", direction="min", is_measured=True),
         Objective(name="peak_memory_bytes", unit="B", direction="min", is_measured=True),
+        Objective(name="energy_j_per_token", unit="J", direction="min", is_measured=True),
     )
 }
 _LARGEST = sys.float_info.max  # math.isfinite raises OverflowError for integers beyond it

@@ -1,7 +1,10 @@
 """Everything that is stored or crosses the link, as frozen values with `to_json` beside `from_json`.
 
 Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status.json, frontier.json):
-    1   first version; `commands` of spec.json came later and is left out where there are none
+    1   first version; `commands` of spec.json came later and is left out where there are none; so did `heat`,
+        `ci_fraction` and `max_retries` of a protocol (method 1 sampled without them), `meter` and `is_tuned` of
+        spec.json, `quality`, `health`, `framework` and `energy` among the conditions of a record, and the purpose
+        `one_thread`
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
 silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
@@ -16,13 +19,30 @@ from typing import Any, Literal, cast, get_args
 from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, FailureKind, LedgerError, SpecError
 from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, Objective, resolve_objectives
+from edge_lts.precision import PRECISIONS
 
 SCHEMA_VERSION = 1
 
 # A change that can move a number bumps this; reports refuse to mix versions unless told to.
-METHOD_VERSION = 1
+#   1   a fixed number of samples
+#   2   samples are judged, tainted ones taken again; sampling ends when the interval is narrow enough
+METHOD_VERSION = 2
 
-Purpose = Literal["search", "confirm", "single"]
+Purpose = Literal["search", "confirm", "one_thread", "single"]
+
+# Flags of a record. Taints are doubts about its values; notes are true of the candidate, whoever measures it.
+TAINTS = (
+    "noisy",
+    "contended",
+    "frozen",
+    "stolen",
+    "swapped",
+    "memory_pressure",
+    "throttled",
+    "slowed_clock",
+    "undervolted",
+)
+NOTES = ("framework_bound", "emulated_precision")
 Interval = tuple[float, float]
 _LARGEST = sys.float_info.max
 
@@ -123,7 +143,10 @@ class Protocol:
     """What the numbers depend on. Numbers that differ in any of these are never compared.
 
     `threads` 0 means: all cores this process may use, resolved on the board before anything is measured. The sampling
-    fields bound the time that one candidate takes; they are recorded because they set the width of `ci95`. `mem_len` is
+    fields bound the time that one candidate takes; they are recorded because they set the width of `ci95`: sampling
+    ends when `ci95` reaches no farther than `ci_fraction` of the median to either side, or at `prefill_samples` and
+    `decode_samples` of them. `max_retries` samples of a candidate may be taken again because something disturbed them.
+    `heat`: `burst` measures a board that was given time to cool, `sustained` one that has been kept busy. `mem_len` is
     the segment memory of a Transformer-XL in tokens, None for as many as `context_tokens`; other backbones have none.
     """
 
@@ -135,19 +158,24 @@ class Protocol:
     precision: str = "float32"
     token_seed: int = 1
     warmup: int = 2
-    prefill_samples: int = 10
-    decode_samples: int = 20
+    prefill_samples: int = 20
+    decode_samples: int = 40
     min_sample_s: float = 0.002
     method_version: int = METHOD_VERSION
     mem_len: int | None = None
+    heat: Literal["burst", "sustained"] = "burst"
+    ci_fraction: float = 0.02
+    max_retries: int = 30
 
     def __post_init__(self) -> None:
         if self.name not in ("default", "lts"):
             raise SpecError(f"unknown protocol {self.name!r:.40}; known: default, lts")
         if self.logits not in ("last", "all"):
             raise SpecError(f"logits must be last or all, not {self.logits!r:.40}")
-        if self.precision != "float32":
-            raise SpecError(f"unknown precision {self.precision!r:.40}; known: float32")
+        if self.precision not in PRECISIONS:
+            raise SpecError(f"unknown precision {self.precision!r:.40}; known: {', '.join(PRECISIONS)}")
+        if self.heat not in ("burst", "sustained"):
+            raise SpecError(f"heat must be burst or sustained, not {self.heat!r:.40}")
         for name, minimum in (
             ("prompt_tokens", 1),
             ("context_tokens", 1),
@@ -158,6 +186,7 @@ class Protocol:
             ("decode_samples", 1),
             ("method_version", 1),
             ("mem_len", 1),
+            ("max_retries", 0),
         ):
             value = getattr(self, name)
             if name == "mem_len" and value is None:
@@ -166,6 +195,8 @@ class Protocol:
                 raise SpecError(f"{name} must be an integer of at least {minimum}, not {value!r:.40}")
         if not 0 <= _number("min_sample_s", self.min_sample_s, SpecError) <= 10:
             raise SpecError(f"min_sample_s must lie between 0 and 10 seconds, not {self.min_sample_s}")
+        if not 0 <= _number("ci_fraction", self.ci_fraction, SpecError) < 1:
+            raise SpecError(f"ci_fraction must lie in [0, 1), not {self.ci_fraction}")
 
     @classmethod
     def named(cls, name: str, **changes: Any) -> "Protocol":
@@ -198,6 +229,7 @@ class Protocol:
             self.precision,
             self.method_version,
             self.memory_tokens,
+            self.heat,
         )
 
 
@@ -373,7 +405,9 @@ class RunSpec:
     `space` is the resolved space as JSON (see edge_lts.space). `settings` belong to the strategy. `commands` define
     those of the `objectives` that are not built in; they run on the board, as its user. `confirm_fraction` of the
     budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
-    `memory_headroom` is the share of the board's memory that a candidate must leave free.
+    `memory_headroom` is the share of the board's memory that a candidate must leave free. `meter` says what measures
+    energy on the board: `auto` (whatever is there), `none`, or a kind with its argument (edge_lts.energy). `is_tuned`
+    asks the board's kernel for its fastest governor while the run goes on.
     """
 
     run_id: str
@@ -392,6 +426,8 @@ class RunSpec:
     confirm_fraction: float = 0.2
     memory_headroom: float = 0.2
     is_emulated: bool = False
+    meter: str = "auto"
+    is_tuned: bool = False
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
@@ -403,6 +439,8 @@ class RunSpec:
             ("strategy", str, "a name"),
             ("settings", Mapping, "an object"),
             ("is_emulated", bool, "true or false"),
+            ("is_tuned", bool, "true or false"),
+            ("meter", str, "a name"),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise SpecError(f"{name} must be {noun}, not {getattr(self, name)!r:.40}")

@@ -12,13 +12,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edge_lts.arch import BACKBONES, Architecture, LayerSpec
 from edge_lts.errors import ArchitectureError, SpaceError
-from edge_lts.footprint import BYTES_PER_NUMBER
+from edge_lts.footprint import BYTES_PER_NUMBER, float32_bytes
 from edge_lts.space_rules import GENE_KEYS, Bound, Fixed, Genes, Rules, Side, check_keys, integer
 from edge_lts.space_table import WidthTable
 
@@ -30,6 +30,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
 _KEYS = ("name", "description", "backbone", "rank", "genes", "fixed", "rules")
 
 _Key = tuple[int, int, int]  # d_model, d_embed, vocab_size
+_Gene = TypeVar("_Gene", int, str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class SearchSpace:
             ("cutoffs", arch.cutoffs is None),
             ("max_seq_len", arch.max_seq_len == fixed.max_seq_len),
             ("tie_embeddings", arch.tie_embeddings == fixed.tie_embeddings),
+            ("precision", arch.precision in (genes.precision or (None,))),
             ("n_layer", arch.n_layer in genes.n_layer),
             ("d_model", d in genes.d_model),
             ("d_inner", inners <= set(genes.d_inner)),
@@ -117,19 +119,20 @@ class SearchSpace:
             table, depth = self._pairs[int(rng.integers(len(self._pairs)))]
             picks = table.draw(depth, rng)
             if table.is_within(picks):
-                return self.build(table, picks)
+                return self.build(table, picks, self._precision(rng))
         for _ in range(SAMPLE_PATIENCE):
             table, depth = self._pairs[int(rng.integers(len(self._pairs)))]
             within = table.draw_within(depth, rng)
             if within is not None and table.is_within(within):
-                return self.build(table, within)
+                return self.build(table, within, self._precision(rng))
         rule, n_tries = self._parameter_rule(), 2 * SAMPLE_PATIENCE
         raise SpaceError(f"rule {rule}: no member of space {self.name} found in {n_tries} draws; widen it")
 
     def mutate(self, parent: Architecture, rng: np.random.Generator, p: float = 0.3) -> Architecture | None:
         """A member in which each gene of `parent` was drawn again with probability `p`; it may equal the parent.
 
-        Genes are n_layer, d_model, each layer's d_inner and n_head, and d_embed and vocab_size where the space says so.
+        Genes are n_layer, d_model, each layer's d_inner and n_head, and d_embed, vocab_size and precision where the
+        space says so.
         A smaller depth drops layers at random, a larger one adds random ones; a value that the new width does not allow
         is drawn again. None if no try of `CHANGE_PATIENCE` keeps the rules.
         """
@@ -153,7 +156,8 @@ class SearchSpace:
                 picks.append(table.index(inner, head))
             picks = picks * depth if self.rules.homogeneous else sorted(picks)
             if table.is_within(picks):
-                return self.build(table, picks)
+                names = self.genes.precision
+                return self.build(table, picks, _redraw(parent.precision, names, rng, p) if names else None)
         return None
 
     def crossover(self, one: Architecture, other: Architecture, rng: np.random.Generator) -> Architecture | None:
@@ -182,7 +186,8 @@ class SearchSpace:
                 picks.append(table.index(_nearest(inner, table.d_inner), _nearest(head, table.n_head)))
             picks = picks * depth if self.rules.homogeneous else sorted(picks)
             if table.is_within(picks):
-                return self.build(table, picks)
+                giver = (one, other)[int(rng.integers(2))] if self.genes.precision else one
+                return self.build(table, picks, giver.precision)
         return None
 
     # -- all members ---------------------------------------------------------------------------------------------------
@@ -200,15 +205,17 @@ class SearchSpace:
                 counts[alike] = table.count()
             count = counts[alike]
             total = None if total is None or count is None else total + count
+        n_precisions = len(self.genes.precision) or 1
         if total is not None:
-            return total
-        return float(min(sum(table.count_unbounded() for table in self._tables.values()), 10**308))
+            return n_precisions * total
+        return float(min(n_precisions * sum(table.count_unbounded() for table in self._tables.values()), 10**308))
 
     def enumerate(self) -> Iterator[Architecture]:
-        """Every member once, by d_model, d_embed, vocab_size, n_layer, layers. Only where `size` is small."""
+        """Every member once, by d_model, d_embed, vocab_size, n_layer, layers, precision. Only if `size` is small."""
         for table, depth in self._pairs:
             for picks in table.walk(depth):
-                yield self.build(table, picks)
+                for precision in self.genes.precision or (None,):
+                    yield self.build(table, picks, precision)
 
     # -- narrowing, widening and JSON ----------------------------------------------------------------------------------
 
@@ -218,13 +225,18 @@ class SearchSpace:
         max_weight_bytes: int | None = None,
         min_decoder_params: int | None = None,
         max_decoder_params: int | None = None,
+        precision: str = "float32",
     ) -> "SearchSpace":
         """The members that also keep these bounds. Raises SpaceError naming the rule if none is left.
 
-        max_weight_bytes counts float32 weights and is called `memory` in that error; cache and activations come on top,
-        see `footprint`.
+        max_weight_bytes counts weights of `precision` (where that is a gene: of the smallest) and is called `memory` in
+        that error; cache and activations come on top, see `footprint`.
         """
         rules = self.rules
+        if max_weight_bytes is not None:
+            max_weight_bytes = max(
+                float32_bytes(max_weight_bytes, name) for name in self.genes.precision or (precision,)
+            )
         weights = _tighter(rules.weight_bytes, None, max_weight_bytes)
         decoder = _tighter(rules.decoder_params, min_decoder_params, max_decoder_params)
         return dataclasses.replace(self, rules=dataclasses.replace(rules, weight_bytes=weights, decoder_params=decoder))
@@ -290,12 +302,19 @@ class SearchSpace:
         vocab_size = choose("vocab_size", genes.vocab_size) if genes.vocab_size else fixed.vocab_size
         return self._tables.get((d_model, d_embed, vocab_size))
 
-    def build(self, table: WidthTable, picks: list[int]) -> Architecture:
-        """The member with these shapes of `table`, in canonical order."""
+    def _precision(self, rng: np.random.Generator) -> str | None:
+        names = self.genes.precision
+        return names[int(rng.integers(len(names)))] if names else None
+
+    def build(self, table: WidthTable, picks: list[int], precision: str | None = None) -> Architecture:
+        """The member with these shapes of `table`, in canonical order; `precision` where it is a gene."""
         picks = sorted(picks)
         layers = tuple(table.shapes[pick] for pick in picks)
         return Architecture(
-            d_model=table.d_model, layers=layers, **_fields_outside(self, table.d_embed, table.vocab_size)
+            d_model=table.d_model,
+            layers=layers,
+            precision=precision,
+            **_fields_outside(self, table.d_embed, table.vocab_size),
         )
 
     def _parameter_rule(self) -> str:
@@ -411,7 +430,7 @@ def _keep(layers: tuple[LayerSpec, ...], depth: int, rng: np.random.Generator) -
     return tuple(layers[i] for i in sorted(rng.permutation(len(layers))[:depth].tolist()))
 
 
-def _redraw(value: int | None, allowed: tuple[int, ...], rng: np.random.Generator, p: float) -> int:
+def _redraw(value: _Gene | None, allowed: tuple[_Gene, ...], rng: np.random.Generator, p: float) -> _Gene:
     if value is None or value not in allowed or rng.random() < p:
         return allowed[int(rng.integers(len(allowed)))]
     return value

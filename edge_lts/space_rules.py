@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from edge_lts.arch import DEFAULT_MAX_SEQ_LEN, DEFAULT_VOCAB_SIZE, MAX_DIMENSION, MAX_LAYERS, Architecture
 from edge_lts.errors import SpaceError
+from edge_lts.precision import PRECISIONS
 
 MAX_CHOICES = 4096
 MAX_COUNT = 1 << 53
@@ -160,7 +161,8 @@ def _exact(value: float) -> Fraction:
 class Genes:
     """The values that each gene may take, ascending. `d_inner` and `n_head` are chosen per layer.
 
-    `d_embed` and `vocab_size` without values are no genes: `Fixed` holds them.
+    `d_embed` and `vocab_size` without values are no genes: `Fixed` holds them. `precision` without values is none
+    either: the protocol says which. It has names instead of numbers, hence no bounds, and is not in GENE_KEYS.
     """
 
     n_layer: tuple[int, ...]
@@ -169,6 +171,7 @@ class Genes:
     n_head: tuple[int, ...]
     d_embed: tuple[int, ...] = ()
     vocab_size: tuple[int, ...] = ()
+    precision: tuple[str, ...] = ()
 
     def bounds_of(self, arch: Architecture) -> tuple[tuple[str, int, Side], ...]:
         """(gene, value, side) wherever `arch` has a gene's smallest or largest value, for a layer's genes in any layer.
@@ -205,10 +208,12 @@ class Genes:
         further = [value for value in further if 1 <= value <= limit]
         if not further or len(values) + len(further) > MAX_CHOICES:
             return None
-        return replace(self, **{gene: tuple(sorted((*values, *further)))})
+        changes: dict[str, Any] = {gene: tuple(sorted((*values, *further)))}
+        return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        return {key: _choices_json(getattr(self, key)) for key in GENE_KEYS if getattr(self, key)}
+        data = {key: _choices_json(getattr(self, key)) for key in GENE_KEYS if getattr(self, key)}
+        return {**data, "precision": list(self.precision)} if self.precision else data
 
     @classmethod
     def from_json(cls, data: object) -> "Genes":
@@ -216,10 +221,20 @@ class Genes:
             for key in data:
                 if key in _FIXED_KEYS and key not in GENE_KEYS:
                     raise SpaceError(f"genes: {key} cannot be a gene; move it to [fixed]")
-        items = check_keys("genes", data, GENE_KEYS, required=GENE_KEYS[:4])
+        items = check_keys("genes", data, (*GENE_KEYS, "precision"), required=GENE_KEYS[:4])
         return cls(
-            **{key: choices(f"genes.{key}", items[key], maximum=_limit(key)) for key in GENE_KEYS if key in items}
+            **{key: choices(f"genes.{key}", items[key], maximum=_limit(key)) for key in GENE_KEYS if key in items},
+            precision=_precisions(items["precision"]) if "precision" in items else (),
         )
+
+
+def _precisions(data: object) -> tuple[str, ...]:
+    """In the order of PRECISIONS, whatever the order in the file."""
+    if not isinstance(data, list) or not data or any(name not in PRECISIONS for name in data):
+        raise SpaceError(f"genes.precision must be a list of {', '.join(PRECISIONS)}, not {data!r:.80}")
+    if len(set(data)) < len(data):
+        raise SpaceError("genes.precision lists a precision twice; remove one")
+    return tuple(name for name in PRECISIONS if name in data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

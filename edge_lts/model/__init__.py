@@ -2,10 +2,15 @@
 
 from collections.abc import Callable
 
+import torch
+
 from edge_lts.arch import Architecture
 from edge_lts.errors import EvaluationError
 from edge_lts.model.gpt2 import Gpt2, KVCache
+from edge_lts.model.layers import FLOATS
+from edge_lts.model.quantised import Fill, Int8Parts
 from edge_lts.model.transformer_xl import SegmentMemory, TransformerXl
+from edge_lts.profile.weights import fill_one
 
 __all__ = ["BUILDERS", "Cache", "Gpt2", "KVCache", "Model", "SegmentMemory", "TransformerXl", "build_model"]
 
@@ -13,15 +18,27 @@ __all__ = ["BUILDERS", "Cache", "Gpt2", "KVCache", "Model", "SegmentMemory", "Tr
 Model = Gpt2 | TransformerXl
 Cache = KVCache | SegmentMemory
 
-BUILDERS: dict[str, Callable[[Architecture], Model]] = {"gpt2": Gpt2, "transformer-xl": TransformerXl}
+BUILDERS: dict[str, Callable[..., Model]] = {"gpt2": Gpt2, "transformer-xl": TransformerXl}
 
 
-def build_model(arch: Architecture) -> Model:
-    """The decoder that `arch` describes, in eval mode and with *uninitialised* parameters.
+def build_model(arch: Architecture, precision: str = "float32", *, fill: Fill = fill_one) -> Model:
+    """The decoder that `arch` describes, in eval mode. `arch.precision`, if it has one, goes before `precision`.
 
-    Costs no more than allocating: fill the parameters (`edge_lts.profile.weights`) or load them before computing.
-    Raises EvaluationError("unsupported") for a backbone that can be counted but not built.
+    In float32 and bfloat16 with *uninitialised* parameters, at no more than the cost of allocating: fill them
+    (`edge_lts.profile.weights`) or load them before computing. int8 weights cannot be made of nothing: `fill` writes
+    each as a float32 tensor that is quantised, packed and forgotten before the next. What stays float32 in an int8
+    model, norms above all, is uninitialised there too.
+    Raises EvaluationError("unsupported") for a backbone that can be counted but not built, and for a precision that
+    this torch or this CPU does not have.
     """
     if arch.backbone not in BUILDERS:
         raise EvaluationError("unsupported", f"backbone {arch.backbone!r} has no model; built: {', '.join(BUILDERS)}")
-    return BUILDERS[arch.backbone](arch).eval()
+    precision = arch.precision or precision
+    kind, _, engine = precision.partition("-")
+    before = torch.get_default_dtype()
+    try:
+        parts = Int8Parts(engine, fill) if kind == "int8" else FLOATS
+        torch.set_default_dtype(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        return BUILDERS[arch.backbone](arch, parts).eval().requires_grad_(kind != "int8")
+    finally:
+        torch.set_default_dtype(before)

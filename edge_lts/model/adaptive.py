@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_lts.arch import Architecture
-from edge_lts.model.layers import Embedding, Linear
+from edge_lts.model.layers import FLOATS, Parts, transposed
 
 
 def _first_ids(arch: Architecture) -> list[int]:
@@ -38,25 +38,29 @@ def _first_ids(arch: Architecture) -> list[int]:
 class AdaptiveEmbedding(nn.Module):
     """Token ids to vectors of width d_model: row of the cluster, projection, scale."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, parts: Parts = FLOATS) -> None:
         super().__init__()
         self.d_model = arch.d_model
         self.first_ids = _first_ids(arch)
-        self.tables = nn.ModuleList(Embedding(tokens, width) for tokens, width in arch.clusters)
-        self.projections = nn.ModuleList(Linear(width, arch.d_model, bias=False) for _, width in arch.clusters)
+        self.tables = nn.ModuleList(parts.table(tokens, width) for tokens, width in arch.clusters)
+        self.projections = nn.ModuleList(parts.projection(width, arch.d_model) for _, width in arch.clusters)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T, D). A cluster costs nothing where none of its tokens occurs."""
         ids_n = tokens_BT.reshape(-1)
+        x_nD: Tensor | None = None
         if len(ids_n) == 1:  # decoding: no search for the tokens of each cluster
             cluster = bisect_right(self.first_ids, int(ids_n)) - 1
             x_nD = self._embed(ids_n, cluster)
         else:
-            x_nD = self.tables[0].get_parameter("weight").new_empty(len(ids_n), self.d_model)
             for cluster, (low, high) in enumerate(zip(self.first_ids, self.first_ids[1:], strict=False)):
                 places = ((ids_n >= low) & (ids_n < high)).nonzero().squeeze(1)
                 if len(places):
-                    x_nD[places] = self._embed(ids_n[places], cluster)
+                    part_nD = self._embed(ids_n[places], cluster)
+                    if x_nD is None:
+                        x_nD = part_nD.new_empty(len(ids_n), self.d_model)
+                    x_nD[places] = part_nD
+        assert x_nD is not None
         return x_nD.view(*tokens_BT.shape, self.d_model)
 
     def _embed(self, ids_n: Tensor, cluster: int) -> Tensor:
@@ -71,24 +75,23 @@ class AdaptiveHead(nn.Module):
     A projection is kept as the embedding keeps it, (D, W), so that the two can share it; the head uses its transpose.
     """
 
-    def __init__(self, arch: Architecture, embedding: AdaptiveEmbedding) -> None:
+    def __init__(self, arch: Architecture, embedding: AdaptiveEmbedding, parts: Parts = FLOATS) -> None:
         super().__init__()
-        clusters = arch.clusters
+        clusters, d_model = arch.clusters, arch.d_model
         self.first_ids = _first_ids(arch)
-        self.tables = nn.ModuleList(Linear(width, tokens) for tokens, width in clusters)
-        self.projections = nn.ModuleList([Linear(clusters[0][1], arch.d_model, bias=False)])
+        self.projections = nn.ModuleList([parts.projection(clusters[0][1], d_model)])
         if arch.tie_embeddings:
-            for table, rows in zip(self.tables, embedding.tables, strict=True):
-                table.weight = rows.weight
+            self.tables = nn.ModuleList(parts.tied(rows, bias=True) for rows in embedding.tables)
             self.projections.extend(embedding.projections[1:])
         else:
-            self.projections.extend(Linear(width, arch.d_model, bias=False) for _, width in clusters[1:])
-        self.clusters = Linear(clusters[0][1], len(clusters) - 1) if len(clusters) > 1 else None
+            self.tables = nn.ModuleList(parts.head(width, tokens, bias=True) for tokens, width in clusters)
+            self.projections.extend(parts.projection(width, d_model) for _, width in clusters[1:])
+        self.clusters = parts.linear(clusters[0][1], len(clusters) - 1) if len(clusters) > 1 else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, V). While a cluster is computed its part is held twice, beside those before it."""
         n_first, vocab_size = self.first_ids[1], self.first_ids[-1]
-        x_BTW = x_BTD @ self.projections[0].get_parameter("weight")
+        x_BTW = transposed(self.projections[0], x_BTD)
         if self.clusters is None:
             return functional.log_softmax(self.tables[0](x_BTW), dim=-1)
         first_BTC = functional.log_softmax(torch.cat([self.tables[0](x_BTW), self.clusters(x_BTW)], dim=-1), dim=-1)
@@ -98,7 +101,7 @@ class AdaptiveHead(nn.Module):
         del first_BTC
         for i in range(1, len(self.tables)):
             part = slice(self.first_ids[i], self.first_ids[i + 1])
-            x_BTW = x_BTD @ self.projections[i].get_parameter("weight")
+            x_BTW = transposed(self.projections[i], x_BTD)
             log_p_BTV[..., part] = functional.log_softmax(self.tables[i](x_BTW), dim=-1)
             log_p_BTV[..., part] += cluster_log_p[..., i - 1 : i]
         return log_p_BTV
@@ -107,22 +110,24 @@ class AdaptiveHead(nn.Module):
 class Ends(NamedTuple):
     """What stands before and behind a decoder; the projections only where d_embed is not d_model."""
 
-    token_embedding: AdaptiveEmbedding | Embedding
-    head: AdaptiveHead | Linear
-    embedding_projection: Linear | None
-    head_projection: Linear | None
+    token_embedding: nn.Module
+    head: nn.Module
+    embedding_projection: nn.Module | None
+    head_projection: nn.Module | None
 
 
-def build_ends(arch: Architecture) -> Ends:
+def build_ends(arch: Architecture, parts: Parts) -> Ends:
     """Adaptive embedding and head for `embedding_factor` above 1 (log-probabilities), plain ones otherwise (logits)."""
     if arch.embedding_factor > 1:
-        adaptive = AdaptiveEmbedding(arch)
-        return Ends(adaptive, AdaptiveHead(arch, adaptive), None, None)
-    embedding = Embedding(arch.vocab_size, arch.d_embed)
-    head = Linear(arch.d_embed, arch.vocab_size, bias=False)
+        adaptive = AdaptiveEmbedding(arch, parts)
+        return Ends(adaptive, AdaptiveHead(arch, adaptive, parts), None, None)
+    d_model, d_embed = arch.d_model, arch.d_embed
+    embedding = parts.table(arch.vocab_size, d_embed)
     if arch.tie_embeddings:
-        head.weight = embedding.weight
-    if arch.d_embed == arch.d_model:
+        head = parts.tied(embedding, bias=False)
+    else:
+        head = parts.head(d_embed, arch.vocab_size, bias=False)
+    if d_embed == d_model:
         return Ends(embedding, head, None, None)
-    into = Linear(arch.d_embed, arch.d_model, bias=False)
-    return Ends(embedding, head, into, Linear(arch.d_model, arch.d_embed, bias=False))
+    into = parts.linear(d_embed, d_model, bias=False)
+    return Ends(embedding, head, into, parts.linear(d_model, d_embed, bias=False))

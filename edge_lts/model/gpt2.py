@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.model.adaptive import build_ends
-from edge_lts.model.layers import Embedding, Linear, Logits
+from edge_lts.model.layers import FLOATS, Logits, Parts
 
 
 class LayerCache:
@@ -44,14 +44,13 @@ class LayerCache:
 class KVCache:
     """The caches of all layers. `capacity` tokens are allocated at once, for `batch` sequences of equal length."""
 
-    def __init__(self, arch: Architecture, *, batch: int = 1, capacity: int | None = None) -> None:
+    def __init__(
+        self, arch: Architecture, *, batch: int = 1, capacity: int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         tokens = arch.max_seq_len if capacity is None else capacity
+        shapes = [(batch, layer.n_head, tokens, arch.d_model // layer.n_head) for layer in arch.layers]
         self.layers = tuple(
-            LayerCache(
-                torch.empty(batch, layer.n_head, tokens, arch.d_model // layer.n_head),
-                torch.empty(batch, layer.n_head, tokens, arch.d_model // layer.n_head),
-            )
-            for layer in arch.layers
+            LayerCache(torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)) for shape in shapes
         )
 
     @property
@@ -83,11 +82,11 @@ class KVCache:
 class Attention(nn.Module):
     """Causal self-attention with `n_head` heads of width d_model / n_head."""
 
-    def __init__(self, d_model: int, n_head: int) -> None:
+    def __init__(self, d_model: int, n_head: int, parts: Parts) -> None:
         super().__init__()
         self.n_head = n_head
-        self.qkv = Linear(d_model, 3 * d_model)
-        self.out = Linear(d_model, d_model)
+        self.qkv = parts.linear(d_model, 3 * d_model)
+        self.out = parts.linear(d_model, d_model)
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None) -> Tensor:
         B, T, D = x_BTD.shape
@@ -110,10 +109,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, d_model: int, d_inner: int) -> None:
+    def __init__(self, d_model: int, d_inner: int, parts: Parts) -> None:
         super().__init__()
-        self.up = Linear(d_model, d_inner)
-        self.down = Linear(d_inner, d_model)
+        self.up = parts.linear(d_model, d_inner)
+        self.down = parts.linear(d_inner, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down(functional.gelu(self.up(x_BTD), approximate="tanh"))
@@ -123,12 +122,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm decoder layer, from its spec alone."""
 
-    def __init__(self, d_model: int, spec: LayerSpec) -> None:
+    def __init__(self, d_model: int, spec: LayerSpec, parts: Parts) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d_model)
-        self.attention = Attention(d_model, spec.n_head)
+        self.attention = Attention(d_model, spec.n_head, parts)
         self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, spec.d_inner)
+        self.feed_forward = FeedForward(d_model, spec.d_inner, parts)
 
     def forward(self, x_BTD: Tensor, cache: LayerCache | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cache)
@@ -139,26 +138,31 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Blocks and the final norm: exactly what the proxy `decoder_params` counts."""
 
-    def __init__(self, d_model: int, layers: Iterable[LayerSpec]) -> None:
+    def __init__(self, d_model: int, layers: Iterable[LayerSpec], parts: Parts) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(d_model, spec) for spec in layers)
+        self.blocks = nn.ModuleList(Block(d_model, spec, parts) for spec in layers)
         self.norm = nn.LayerNorm(d_model)
 
 
 class Gpt2(nn.Module):
     """The whole language model. Constructed uninitialised; see `edge_lts.model.build_model`."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, parts: Parts = FLOATS) -> None:
         super().__init__()
         self.arch = arch
-        ends = build_ends(arch)
+        ends = build_ends(arch, parts)
         self.token_embedding, self.head = ends.token_embedding, ends.head
         self.embedding_projection, self.head_projection = ends.embedding_projection, ends.head_projection
-        self.position_embedding = Embedding(arch.max_seq_len, arch.d_model)
-        self.decoder = Decoder(arch.d_model, arch.layers)
+        self.position_embedding = parts.table(arch.max_seq_len, arch.d_model)
+        self.decoder = Decoder(arch.d_model, arch.layers, parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and cache."""
+        return next(self.decoder.parameters()).dtype
 
     def new_cache(self, *, batch: int = 1, capacity: int | None = None) -> KVCache:
-        return KVCache(self.arch, batch=batch, capacity=capacity)
+        return KVCache(self.arch, batch=batch, capacity=capacity, dtype=self.dtype)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, logits: Logits = "last") -> Tensor:
         """Logits or log-probabilities (B, T, V), or (B, 1, V) of the last token only.
@@ -173,7 +177,7 @@ class Gpt2(nn.Module):
             raise ValueError(f"{past} + {T} tokens do not fit the {limit} positions there are")
         x_BTE = self.token_embedding(tokens_BT)
         x_BTD = x_BTE if self.embedding_projection is None else self.embedding_projection(x_BTE)
-        x_BTD = x_BTD + self.position_embedding.weight[past : past + T]
+        x_BTD = x_BTD + self.position_embedding.rows(past, past + T)
         layer_caches = (None,) * len(self.decoder.blocks) if cache is None else cache.layers
         for block, layer_cache in zip(self.decoder.blocks, layer_caches, strict=True):
             x_BTD = block(x_BTD, layer_cache)

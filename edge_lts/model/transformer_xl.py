@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.model.adaptive import AdaptiveEmbedding, build_ends
-from edge_lts.model.layers import Linear, Logits
+from edge_lts.model.layers import FLOATS, Logits, Parts
 
 
 def sinusoids(distances_S: Tensor, d_model: int) -> Tensor:
@@ -90,7 +90,15 @@ class SegmentMemory:
     memory: with twice mem_len it moves once in mem_len tokens.
     """
 
-    def __init__(self, arch: Architecture, *, mem_len: int, batch: int = 1, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        arch: Architecture,
+        *,
+        mem_len: int,
+        batch: int = 1,
+        capacity: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         capacity = mem_len + 1 if capacity is None else capacity
         if not 0 <= mem_len < capacity:
             raise ValueError(f"a memory of {mem_len} tokens needs a capacity of {mem_len + 1}, not {capacity}")
@@ -99,9 +107,9 @@ class SegmentMemory:
         widths = [(layer.n_head, arch.d_model // layer.n_head) for layer in arch.layers]
         self.layers = tuple(
             LayerMemory(
-                torch.empty(batch, n_head, capacity, d_head),
-                torch.empty(batch, n_head, capacity, d_head),
-                torch.empty(n_head, capacity, d_head),
+                torch.empty(batch, n_head, capacity, d_head, dtype=dtype),
+                torch.empty(batch, n_head, capacity, d_head, dtype=dtype),
+                torch.empty(n_head, capacity, d_head, dtype=dtype),
                 mem_len,
             )
             for n_head, d_head in widths
@@ -133,14 +141,14 @@ class SegmentMemory:
 class RelativeAttention(nn.Module):
     """Causal attention whose scores are (q + u) k + (q + v) W R[distance], over sqrt(d_head)."""
 
-    def __init__(self, d_model: int, n_head: int) -> None:
+    def __init__(self, d_model: int, n_head: int, parts: Parts) -> None:
         super().__init__()
         self.d_model = d_model
         self.n_head = n_head
         d_head = d_model // n_head
-        self.qkv = Linear(d_model, 3 * d_model, bias=False)
-        self.position = Linear(d_model, d_model, bias=False)
-        self.out = Linear(d_model, d_model, bias=False)
+        self.qkv = parts.linear(d_model, 3 * d_model, bias=False)
+        self.position = parts.linear(d_model, d_model, bias=False)
+        self.out = parts.linear(d_model, d_model, bias=False)
         self.content_bias_NH = nn.Parameter(torch.empty(n_head, d_head))  # u
         self.position_bias_NH = nn.Parameter(torch.empty(n_head, d_head))  # v
 
@@ -174,8 +182,11 @@ class RelativeAttention(nn.Module):
         return memory.positions_NSH[:, -n_keys:]
 
     def _project_positions(self, n_keys: int) -> Tensor:
-        distances_S = torch.arange(n_keys - 1, -1, -1, dtype=self.position.weight.dtype)
-        r_SD = sinusoids(distances_S, self.d_model)
+        dtype = self.content_bias_NH.dtype
+        distances_S = torch.arange(
+            n_keys - 1, -1, -1, dtype=torch.promote_types(dtype, torch.float32)
+        )  # no 257 in bf16
+        r_SD = sinusoids(distances_S, self.d_model).to(dtype)
         keys_SD: Tensor = self.position(r_SD)
         return keys_SD.view(n_keys, self.n_head, -1).transpose(0, 1)
 
@@ -191,10 +202,10 @@ def shift(bias_BNTS: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    def __init__(self, d_model: int, d_inner: int) -> None:
+    def __init__(self, d_model: int, d_inner: int, parts: Parts) -> None:
         super().__init__()
-        self.up = Linear(d_model, d_inner)
-        self.down = Linear(d_inner, d_model)
+        self.up = parts.linear(d_model, d_inner)
+        self.down = parts.linear(d_inner, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down(functional.relu(self.up(x_BTD)))
@@ -204,11 +215,11 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One post-norm decoder layer, from its spec alone."""
 
-    def __init__(self, d_model: int, spec: LayerSpec) -> None:
+    def __init__(self, d_model: int, spec: LayerSpec, parts: Parts) -> None:
         super().__init__()
-        self.attention = RelativeAttention(d_model, spec.n_head)
+        self.attention = RelativeAttention(d_model, spec.n_head, parts)
         self.attention_norm = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, spec.d_inner)
+        self.feed_forward = FeedForward(d_model, spec.d_inner, parts)
         self.feed_forward_norm = nn.LayerNorm(d_model)
 
     def forward(self, x_BTD: Tensor, memory: LayerMemory | None, future_TS: Tensor | None) -> Tensor:
@@ -220,9 +231,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """The blocks: exactly what the proxy `decoder_params` counts."""
 
-    def __init__(self, d_model: int, layers: Iterable[LayerSpec]) -> None:
+    def __init__(self, d_model: int, layers: Iterable[LayerSpec], parts: Parts) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(d_model, spec) for spec in layers)
+        self.blocks = nn.ModuleList(Block(d_model, spec, parts) for spec in layers)
 
 
 class TransformerXl(nn.Module):
@@ -232,20 +243,24 @@ class TransformerXl(nn.Module):
     adaptive, and the result is log-probabilities.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, parts: Parts = FLOATS) -> None:
         super().__init__()
         self.arch = arch
-        ends = build_ends(arch)
+        ends = build_ends(arch, parts)
         self.token_embedding, self.head = ends.token_embedding, ends.head
         self.embedding_projection, self.head_projection = ends.embedding_projection, ends.head_projection
-        self.decoder = Decoder(arch.d_model, arch.layers)
+        self.decoder = Decoder(arch.d_model, arch.layers, parts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and cache."""
+        return next(self.decoder.parameters()).dtype
 
     def new_cache(self, *, batch: int = 1, capacity: int | None = None, mem_len: int | None = None) -> SegmentMemory:
         """A memory with room for `capacity` tokens (default: max_seq_len) that by default remembers all but one."""
         capacity = self.arch.max_seq_len if capacity is None else capacity
-        return SegmentMemory(
-            self.arch, mem_len=capacity - 1 if mem_len is None else mem_len, batch=batch, capacity=capacity
-        )
+        mem_len = capacity - 1 if mem_len is None else mem_len
+        return SegmentMemory(self.arch, mem_len=mem_len, batch=batch, capacity=capacity, dtype=self.dtype)
 
     def forward(self, tokens_BT: Tensor, cache: SegmentMemory | None = None, logits: Logits = "last") -> Tensor:
         """Logits or log-probabilities (B, T, V), or (B, 1, V) of the last token only.
@@ -261,8 +276,8 @@ class TransformerXl(nn.Module):
         memories = (None,) * len(self.decoder.blocks) if cache is None else cache.layers
         for block, memory in zip(self.decoder.blocks, memories, strict=True):
             x_BTD = block(x_BTD, memory, future_TS)
-        if logits == "last":
-            x_BTD = x_BTD[:, -1:]
+        if logits == "last" and T > 1:  # as a tensor of its own shape: seeing the strides, bfloat16 would copy the head
+            x_BTD = x_BTD[:, -1:].flatten().view(len(x_BTD), 1, -1)
         x_BTE = x_BTD if self.head_projection is None else self.head_projection(x_BTD)
         result_BTV: Tensor = self.head(x_BTE)
         return result_BTV

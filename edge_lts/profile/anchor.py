@@ -6,7 +6,8 @@ never change: one prefill and one decoded token of a small model, and a product 
 streams it from memory. The cost model of guided search learns how much each of them says about a candidate's time.
 
 The first passes also run every kind of operator that the candidate will, so that what a process pays once lies in the
-memory baseline; the anchors stay alive and in that baseline until the candidate is done.
+memory baseline; the anchors stay alive and in that baseline until the candidate is done. They are float32 whatever the
+candidate is, so that all candidates compare; one in another precision has a small model of its own run once besides.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import torch
 
 from edge_lts import stats
 from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.footprint import precision_of
 from edge_lts.model import build_model
 from edge_lts.profile.latency import Timer, make_timers
 from edge_lts.profile.weights import fill_tensors, fill_weights
@@ -29,12 +31,14 @@ _CUTOFFS = (512, 1024)  # of an adaptive embedding
 
 
 class Anchor:
-    """The three jobs. Make it first of all in a process; `sample` once a round; `medians_s` at the end."""
+    """The three jobs. Make it first of all in a process; `sample` once a round; `medians_s` at the end.
+
+    Raises EvaluationError("unsupported") where the candidate's precision does not work here.
+    """
 
     def __init__(self, arch: Architecture, protocol: Protocol) -> None:
         factor = min(2, arch.embedding_factor)  # adaptive or not
-        model = build_model(_MODEL.replace(backbone=arch.backbone, embedding_factor=factor, cutoffs=_CUTOFFS))
-        fill_weights(model)
+        small = _MODEL.replace(backbone=arch.backbone, embedding_factor=factor, cutoffs=_CUTOFFS)
         longest = _MODEL.max_seq_len - 1
         short = dataclasses.replace(
             protocol,
@@ -42,17 +46,18 @@ class Anchor:
             context_tokens=min(protocol.context_tokens, longest),
             mem_len=None,
         )
-        cache = model.new_cache(capacity=_MODEL.max_seq_len)
-        fill_tensors(cache.tensors())
+        self._kept = [_runners(small, precision_of(arch, protocol), short)]
+        if precision_of(arch, protocol) != "float32":
+            self._kept.append(_runners(small, "float32", short))
+        prefill, decode, _ = self._kept[-1]
         matrix, vector = torch.empty(STREAM_WIDTH, STREAM_WIDTH), torch.empty(STREAM_WIDTH)
         fill_tensors([matrix, vector])
-        prefill, decode, _ = make_timers(model, cache, short)
         self._timers = {
             "prefill_latency_s": prefill,
             "decode_latency_s": decode,
             "stream_s": Timer("stream", lambda: torch.mv(matrix, vector)),
         }
-        for timer in self._timers.values():
+        for timer in (*self._kept[0][:2], *self._timers.values()):
             timer.check()
 
     def sample(self) -> None:
@@ -66,3 +71,11 @@ class Anchor:
 
     def medians_s(self) -> dict[str, float]:
         return {name: stats.median(timer.samples_s) for name, timer in self._timers.items()}
+
+
+def _runners(arch: Architecture, precision: str, protocol: Protocol) -> tuple[Timer, Timer, Timer]:
+    model = build_model(arch, precision)
+    fill_weights(model)
+    cache = model.new_cache(capacity=_MODEL.max_seq_len)
+    fill_tensors(cache.tensors())
+    return make_timers(model, cache, protocol)

@@ -3,7 +3,8 @@
 A block of normal numbers is drawn once and copied into every parameter from ever different places: memory bandwidth
 instead of a random number per weight. Every page is written, and neighbours differ: `torch.zeros` would share the
 kernel's one zero page, which is faster to read and absent from the resident size. Magnitudes are those of GPT-2's own
-initial values, so nothing is denormal and logits are finite.
+initial values, so nothing is denormal and logits are finite. Tensors of another type than float32 get the same numbers,
+rounded as they are copied.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,13 +20,28 @@ _STRIDE = 40_503  # odd: the next copy starts elsewhere in the block, and _BLOCK
 
 
 def fill_weights(model: nn.Module) -> int:
-    """Fill all parameters of `model` in place; returns the bytes written. Norms get weights near 1."""
-    written = fill_tensors(model.parameters())
+    """Fill all parameters of `model` in place; returns the bytes of its weights. Norms get weights near 1.
+
+    int8 weights were filled when they were made (`edge_lts.model.build_model`) and only count.
+    """
+    n_bytes = fill_tensors(model.parameters())
     with torch.inference_mode():
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.weight.add_(1.0)
-    return written
+            n_bytes += int(getattr(module, "n_bytes", 0))
+    return n_bytes
+
+
+def fill_one(tensor: Tensor) -> None:
+    """One tensor, with the next numbers in line."""
+    with torch.inference_mode():
+        _fill(tensor, _line())
+
+
+@lru_cache(maxsize=1)
+def _line() -> Iterator[Tensor]:
+    return _spans()
 
 
 def fill_tensors(tensors: Iterable[Tensor]) -> int:
@@ -38,7 +54,8 @@ def fill_tensors(tensors: Iterable[Tensor]) -> int:
 @lru_cache(maxsize=1)
 def _twice_the_block() -> Tensor:
     """The numbers, two times in a row, so that a run of _BLOCK may start anywhere. Always the same ones."""
-    block = torch.empty(_BLOCK).normal_(0.0, STANDARD_DEVIATION, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    block = torch.empty(_BLOCK, dtype=torch.float32).normal_(0.0, STANDARD_DEVIATION, generator=generator)
     return torch.cat([block, block])
 
 

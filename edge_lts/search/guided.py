@@ -100,6 +100,8 @@ class GuidedSearcher(BaseSearcher):
         protocol: Protocol | None = None,
     ) -> None:
         super().__init__(space, objectives, seed, constraints)
+        if space.genes.precision:
+            raise SpecError("guided models the costs of one precision, and here it is a gene; use --strategy evolution")
         for objective in objectives:
             if objective.name not in SOLVED:
                 raise SpecError(

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import SpaceError
-from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes, cache_tokens, predicted_bytes, working_set_bytes
+from edge_lts.footprint import (
+    BYTES_PER_NUMBER,
+    cache_bytes,
+    cache_tokens,
+    decoder_bytes,
+    float32_bytes,
+    place_bytes,
+    predicted_bytes,
+    working_set_bytes,
+)
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.pareto import nondominated
 from edge_lts.records import Evaluation, Protocol, central
@@ -65,7 +74,9 @@ class Predictor:
 
     def __init__(self, protocol: Protocol, last_level_cache_bytes: int | None = None) -> None:
         self.protocol = protocol
-        self.conditions = Conditions.of(protocol, last_level_cache_bytes)
+        # the cost model compares it with float32 weights: of what fits the cache in 8 bits there are four times as many
+        cache = last_level_cache_bytes
+        self.conditions = Conditions.of(protocol, None if cache is None else float32_bytes(cache, protocol.precision))
         self.models: Mapping[str, CostModel] = {}
         self._observed: dict[str, list[Observation]] = {cost: [] for cost in COSTS}
         self._memory: list[tuple[Architecture, float]] = []
@@ -184,8 +195,11 @@ class Predictor:
             widest = one.replace(layers=(LayerSpec(d_inner=int(value), n_head=table.n_head[0]),))
             working[states.d_inner_max == value] = working_set_bytes(widest, self.protocol)
         slope, offset = self._memory_fit
-        weights = BYTES_PER_NUMBER * (decoder + table.outside)
-        cache = states.depth * cache_bytes(one, cache_tokens(one, self.protocol))
+        precision = self.protocol.precision
+        places = place_bytes(one, precision)
+        weights = decoder_bytes(one, decoder, states.depth, states.d_inner_sum, precision)
+        weights = weights + sum(places.values()) - places["decoder"]
+        cache = states.depth * cache_bytes(one, cache_tokens(one, self.protocol), precision)
         return {
             "decoder_params": decoder.astype(np.float64),
             "peak_memory_bytes": weights + cache + slope * working + offset,
