@@ -10,7 +10,8 @@ end):
 
 The server itself never executes an operator: after one parallel operator in the parent, a forked child hangs in its
 first (the thread pool's threads are not inherited, its state is). It ends, and its child with it, when stdin closes, on
-SIGTERM, and, on Linux, when its parent dies. A child that hangs is killed at its deadline. Where forking is not safe
+SIGTERM, and, on Linux, when its parent dies. A child that hangs is killed at its deadline, one that exhausts the
+board's memory when `edge_lts.profile.watchdog` says so: a failure of kind oom. Where forking is not safe
 (macOS, or `isolation` = "process") the server measures in its own process and ends: one fresh process per candidate.
 """
 
@@ -27,10 +28,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from edge_lts.errors import EdgeLtsError, EvaluationError
 from edge_lts.measurer import LineReader, Request
+from edge_lts.profile.watchdog import INTERVAL_S, Watchdog
 from edge_lts.records import Evaluation
 
 Evaluate = Callable[[Request], Evaluation]
@@ -39,8 +42,15 @@ _PR_SET_PDEATHSIG = 1
 _EXIT_GRACE_S = 5.0  # between a child's last byte and its end; freeing a large model takes a moment
 
 
-def serve(stdin: IO[bytes], stdout: IO[bytes], *, evaluate: Evaluate | None = None) -> int:
-    """Serve requests until stdin ends; returns the exit status. `evaluate` replaces the evaluator in tests."""
+def serve(
+    stdin: IO[bytes],
+    stdout: IO[bytes],
+    *,
+    evaluate: Evaluate | None = None,
+    watch: Callable[[int], Watchdog] = Watchdog,
+) -> int:
+    """Serve requests until stdin ends; returns the exit status. `evaluate` replaces the evaluator in tests, `watch` the
+    watchdog of a process."""
     parent = os.getppid()
     die_with_parent()
     if os.getppid() != parent:
@@ -48,7 +58,7 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], *, evaluate: Evaluate | None = No
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which decides what ends
     events_fd = os.dup(stdout.fileno())
     os.dup2(2, stdout.fileno())  # whatever a library prints goes to the log, not between the events
-    server = _Server(stdin.fileno(), events_fd)
+    server = _Server(stdin.fileno(), events_fd, watch)
     signal.signal(signal.SIGTERM, server.on_sigterm)
 
     started = time.perf_counter()
@@ -77,7 +87,10 @@ def _load_evaluator() -> tuple[str, Evaluate]:
             candidate_id=request.candidate_id,
             purpose=request.purpose,
             memory_limit_bytes=request.memory_limit_bytes,
+            memory_headroom=request.memory_headroom,
             is_emulated=request.is_emulated,
+            meter=request.meter,
+            system_root=Path(request.system_root),
         )
 
     return str(torch.__version__), evaluate_request
@@ -91,7 +104,8 @@ def die_with_parent() -> None:
 
 
 class _Server:
-    def __init__(self, requests_fd: int, events_fd: int) -> None:
+    def __init__(self, requests_fd: int, events_fd: int, watch: Callable[[int], Watchdog]) -> None:
+        self._watch = watch
         self._requests_fd = requests_fd
         self._events_fd = events_fd
         self._requests = LineReader(requests_fd)
@@ -165,6 +179,8 @@ class _Server:
 
     def _await_result(self, read_fd: int, timeout_s: float) -> dict[str, Any]:
         """The child's event, or what its end says. Raises BrokenPipeError when stdin ends meanwhile."""
+        assert self._child is not None
+        watchdog = self._watch(self._child)
         deadline = time.monotonic() + timeout_s
         chunks: list[bytes] = []
         while True:
@@ -172,7 +188,10 @@ class _Server:
             if left <= 0:
                 self._kill_child()
                 return _failure("timeout", f"not finished after {timeout_s:g} s")
-            ready = select.select([read_fd, self._requests_fd], [], [], left)[0]
+            ready = select.select([read_fd, self._requests_fd], [], [], min(left, INTERVAL_S))[0]
+            if not ready and (verdict := watchdog.verdict()) is not None:
+                self._kill_child()
+                return _failure("oom", f"killed by edge-lts: {verdict}")
             if self._requests_fd in ready and not self._requests.fill():
                 raise BrokenPipeError
             if read_fd in ready:
