@@ -23,7 +23,7 @@ from edge_lts.records import DeviceInfo
 
 SYSTEM = Path("/")
 
-_ARM_PARTS = {
+ARM_PARTS = {
     "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
     "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77",
     "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1",
@@ -45,15 +45,13 @@ _UNLIMITED = 1 << 60
 def probe(*, is_emulated: bool | None = None, root: Path = SYSTEM) -> DeviceInfo:
     """Describe this board. `is_emulated` is what the target knows; without it, only what can be proven is said."""
     machine = platform.machine()
-    processors = _processors(root)
-    first = processors[0] if processors else {}
-    features = first.get("features") or first.get("flags") or ""
+    processors = read_processors(root)
     return DeviceInfo(
         model=_model(root),
         machine=machine,
         kernel=platform.release(),
         cpu_model=_cpu_model(processors),
-        cpu_features=tuple(sorted(set(features.split()))),
+        cpu_features=cpu_features(root),
         n_cores=cpu_count(root),
         memory_total_bytes=memory_total_bytes(root),
         memory_available_bytes=memory_available_bytes(root),
@@ -65,7 +63,7 @@ def probe(*, is_emulated: bool | None = None, root: Path = SYSTEM) -> DeviceInfo
         libc=libc_version(),
         torch=distribution_version("torch"),
         numpy=distribution_version("numpy"),
-        boot_id=_text(root / "proc/sys/kernel/random/boot_id"),
+        boot_id=read_text(root / "proc/sys/kernel/random/boot_id"),
         is_emulated=is_emulated or (True if _is_user_emulated(machine, processors, root) else is_emulated),
         extra=_extra(root, processors),
     )
@@ -74,22 +72,28 @@ def probe(*, is_emulated: bool | None = None, root: Path = SYSTEM) -> DeviceInfo
 def memory_total_bytes(root: Path = SYSTEM) -> int | None:
     """The machine's memory, or the container's limit where that is lower."""
     limits = [limit for limit, _ in _memory_cgroups(root)]
-    total = _meminfo(root).get("MemTotal")
+    total = read_meminfo(root).get("MemTotal")
     return min([*limits, *([total] if total is not None else [])], default=None)
 
 
 def memory_available_bytes(root: Path = SYSTEM) -> int | None:
     """What can be had now without swapping: MemAvailable, or what the container has left where that is less."""
     left = [max(0, limit - used) for limit, used in _memory_cgroups(root)]
-    available = _meminfo(root).get("MemAvailable")
+    available = read_meminfo(root).get("MemAvailable")
     return min([*left, *([available] if available is not None else [])], default=None)
 
 
 def cpu_count(root: Path = SYSTEM) -> int:
     """Cores this process may use: its affinity, cut by the CPU quota of its cgroups, at least one."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota(root)
+    quota = cpu_quota(root)
     return affinity if quota is None else max(1, min(affinity, int(quota + 0.01)))
+
+
+def cpu_features(root: Path = SYSTEM) -> tuple[str, ...]:
+    """What /proc/cpuinfo says the first core can do, sorted."""
+    first = next(iter(read_processors(root)), {})
+    return tuple(sorted(set((first.get("features") or first.get("flags") or "").split())))
 
 
 def distribution_version(name: str) -> str | None:
@@ -133,14 +137,14 @@ def disk_free_bytes(path: Path) -> int | None:
 def temperature_c(root: Path = SYSTEM) -> float | None:
     """The hottest thermal zone."""
     readings = []
-    for zone in _children(root / "sys/class/thermal", "thermal_zone"):
-        text = _text(zone / "temp")
+    for zone in children(root / "sys/class/thermal", "thermal_zone"):
+        text = read_text(zone / "temp")
         if text and text.lstrip("-").isdigit() and -40_000 < int(text) < 200_000:
             readings.append(int(text) / 1000)
     return max(readings, default=None)
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
     """A kernel file's content without trailing NUL and white space; None if it is empty or unreadable."""
     try:
         return path.read_bytes()[: 1 << 20].decode("utf-8", "replace").replace("\0", " ").strip() or None
@@ -148,26 +152,26 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _children(folder: Path, prefix: str) -> list[Path]:
+def children(folder: Path, prefix: str) -> list[Path]:
     try:
         return sorted(folder / name for name in os.listdir(folder) if name.startswith(prefix))
     except OSError:
         return []
 
 
-def _meminfo(root: Path) -> dict[str, int]:
+def read_meminfo(root: Path) -> dict[str, int]:
     found: dict[str, int] = {}
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
+    for line in (read_text(root / "proc/meminfo") or "").splitlines():
         words = line.replace(":", " ").split()
         if len(words) >= 2 and words[1].isdigit():
             found[words[0]] = int(words[1]) * 1024
     return found
 
 
-def _processors(root: Path) -> list[dict[str, str]]:
+def read_processors(root: Path) -> list[dict[str, str]]:
     """One dictionary per `processor` of /proc/cpuinfo, keys in lower case."""
     found: list[dict[str, str]] = []
-    for block in (_text(root / "proc/cpuinfo") or "").split("\n\n"):
+    for block in (read_text(root / "proc/cpuinfo") or "").split("\n\n"):
         pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
         entry = {key.strip().lower(): value.strip() for key, value in pairs}
         if "processor" in entry:
@@ -181,7 +185,7 @@ def _cpu_model(processors: list[dict[str, str]]) -> str | None:
     for entry in processors:
         implementer, part = entry.get("cpu implementer"), entry.get("cpu part")
         if part is not None:
-            name = _ARM_PARTS.get(part.lower(), "") if implementer == "0x41" else ""
+            name = ARM_PARTS.get(part.lower(), "") if implementer == "0x41" else ""
             name = name or f"{implementer}/{part}"
         else:
             name = entry.get("model name", "")
@@ -193,16 +197,16 @@ def _cpu_model(processors: list[dict[str, str]]) -> str | None:
 
 
 def _model(root: Path) -> str | None:
-    model = _text(root / "proc/device-tree/model")
+    model = read_text(root / "proc/device-tree/model")
     if model:
         return model
-    words = [_text(root / "sys/devices/virtual/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")]
+    words = [read_text(root / "sys/devices/virtual/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")]
     return " ".join(word for word in words if word.lower() not in _DMI_PLACEHOLDERS) or None
 
 
 def _governor(root: Path) -> str | None:
-    policies = _children(root / "sys/devices/system/cpu/cpufreq", "policy")
-    names = {text for policy in policies if (text := _text(policy / "scaling_governor"))}
+    policies = children(root / "sys/devices/system/cpu/cpufreq", "policy")
+    names = {text for policy in policies if (text := read_text(policy / "scaling_governor"))}
     return "+".join(sorted(names)) or None
 
 
@@ -211,7 +215,7 @@ def _is_user_emulated(machine: str, processors: list[dict[str, str]], root: Path
     if machine not in ("aarch64", "arm64", "armv8l"):
         return False
     is_x86_cpuinfo = any("vendor_id" in entry and "cpu part" not in entry for entry in processors)
-    return is_x86_cpuinfo or ":type:x86" in (_text(root / "sys/devices/system/cpu/modalias") or "")
+    return is_x86_cpuinfo or ":type:x86" in (read_text(root / "sys/devices/system/cpu/modalias") or "")
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
@@ -220,7 +224,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
     Inside a container without its own cgroup namespace the path in /proc/self/cgroup is the host's and does not exist
     below the mount; then the mount's top is the container.
     """
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+    for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
@@ -244,8 +248,8 @@ def _mounts(root: Path, controllers: str, controller: str) -> Iterator[Path]:
             yield folder
 
 
-def _integer(path: Path) -> int | None:
-    text = _text(path)
+def read_integer(path: Path) -> int | None:
+    text = read_text(path)
     return int(text) if text is not None and text.lstrip("-").isdigit() else None
 
 
@@ -258,23 +262,26 @@ def _memory_cgroups(root: Path) -> list[tuple[int, int]]:
             if version == 2
             else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         )
-        limit = _integer(folder / limit_name)
+        limit = read_integer(folder / limit_name)
         if limit is None or not 0 < limit < _UNLIMITED:
             continue
-        statistics = (line.split() for line in (_text(folder / "memory.stat") or "").splitlines())
+        statistics = (line.split() for line in (read_text(folder / "memory.stat") or "").splitlines())
         cache = sum(int(words[1]) for words in statistics if len(words) == 2 and words[0] == cache_name)
-        found.append((limit, max(0, (_integer(folder / used_name) or 0) - cache)))
+        found.append((limit, max(0, (read_integer(folder / used_name) or 0) - cache)))
     return found
 
 
-def _cpu_quota(root: Path) -> float | None:
+def cpu_quota(root: Path) -> float | None:
     """Cores' worth of time that the tightest cgroup allows; None without a quota."""
     quotas = []
     for version, folder in _cgroup_folders(root, "cpu"):
         if version == 2:
-            words = (_text(folder / "cpu.max") or "max").split()
+            words = (read_text(folder / "cpu.max") or "max").split()
         else:
-            words = [_text(folder / "cpu.cfs_quota_us") or "-1", _text(folder / "cpu.cfs_period_us") or "100000"]
+            words = [
+                read_text(folder / "cpu.cfs_quota_us") or "-1",
+                read_text(folder / "cpu.cfs_period_us") or "100000",
+            ]
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
@@ -286,49 +293,49 @@ def _container(root: Path) -> str | None:
         return "podman"
     if (root / ".dockerenv").exists():
         return "docker"
-    systemd = _text(root / "run/systemd/container")
+    systemd = read_text(root / "run/systemd/container")
     if systemd:
         return systemd
-    groups = _text(root / "proc/self/cgroup") or ""
+    groups = read_text(root / "proc/self/cgroup") or ""
     return next((name for name in ("docker", "kubepods", "lxc", "containerd") if name in groups), None)
 
 
 def _virtual_machine(root: Path, processors: list[dict[str, str]]) -> str | None:
-    if "microsoft" in (_text(root / "proc/sys/kernel/osrelease") or "").lower():
+    if "microsoft" in (read_text(root / "proc/sys/kernel/osrelease") or "").lower():
         return "wsl"
     names = " ".join(
-        _text(root / "sys/devices/virtual/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
+        read_text(root / "sys/devices/virtual/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
     ).lower()
-    model = (_text(root / "proc/device-tree/model") or "").lower()
+    model = (read_text(root / "proc/device-tree/model") or "").lower()
     for mark, kind in (("qemu", "qemu"), ("kvm", "kvm"), ("vmware", "vmware"), ("virtualbox", "virtualbox")):
         if mark in names:
             return kind
     if "dummy-virt" in model:
         return "qemu"
     has_bit = any("hypervisor" in entry.get("flags", "").split() for entry in processors)
-    return _text(root / "sys/hypervisor/type") or ("unknown hypervisor" if has_bit else None)
+    return read_text(root / "sys/hypervisor/type") or ("unknown hypervisor" if has_bit else None)
 
 
 def _last_level_cache_bytes(root: Path) -> int | None:
     """The largest cache of the first core that holds data (sysfs cacheinfo ABI); None where the kernel does not say."""
     sizes = []
-    for index in _children(root / "sys/devices/system/cpu/cpu0/cache", "index"):
-        size = re.fullmatch(r"(\d+)K", _text(index / "size") or "")
-        if size and _text(index / "type") != "Instruction":
+    for index in children(root / "sys/devices/system/cpu/cpu0/cache", "index"):
+        size = re.fullmatch(r"(\d+)K", read_text(index / "size") or "")
+        if size and read_text(index / "type") != "Instruction":
             sizes.append(int(size[1]) * 1024)
     return max(sizes, default=None)
 
 
 def _extra(root: Path, processors: list[dict[str, str]]) -> dict[str, Any]:
-    memory = _meminfo(root)
-    policies = _children(root / "sys/devices/system/cpu/cpufreq", "policy")
-    frequencies = [value for policy in policies if (value := _integer(policy / "cpuinfo_max_freq"))]
-    load = (_text(root / "proc/loadavg") or "").split()
+    memory = read_meminfo(root)
+    policies = children(root / "sys/devices/system/cpu/cpufreq", "policy")
+    frequencies = [value for policy in policies if (value := read_integer(policy / "cpuinfo_max_freq"))]
+    load = (read_text(root / "proc/loadavg") or "").split()
     return {
         "container": _container(root),
         "virtual_machine": _virtual_machine(root, processors),
         "n_cores_online": os.cpu_count(),
-        "cpu_quota": _cpu_quota(root),
+        "cpu_quota": cpu_quota(root),
         "memory_limit_bytes_cgroup": min((limit for limit, _ in _memory_cgroups(root)), default=None),
         "swap_total_bytes": memory.get("SwapTotal"),
         "last_level_cache_bytes": _last_level_cache_bytes(root),

@@ -1,9 +1,13 @@
 """Latency of one forward: prefill of a prompt, and one decoded token behind a filled cache.
 
 A sample is a block of as many equal forwards as take `min_sample_s`, timed with perf_counter_ns and divided by their
-number; every sample is kept, and outliers are somebody else's judgement. Both kinds of sample are taken in alternating
-rounds, so that a change of the machine's speed meets both; a decode chunk begins with one untimed token, because the
-prefill before it leaves other data in the CPU's caches than a decode does. The garbage collector rests meanwhile.
+number; every sample is kept, and no value makes one an outlier. Both kinds of sample are taken in alternating rounds,
+so that a change of the machine's speed meets both; a decode chunk begins with untimed tokens, because the prefill
+before it leaves other data in the CPU's caches than a decode does: 68 MB of weights take three tokens, 10 ms, until a
+decode is as fast as the next. The garbage collector rests meanwhile.
+
+Rounds end when the interval of both medians is narrow enough or the protocol's numbers of samples are reached. Samples
+that the gate (edge_lts.quality) found disturbed do not count, as long as there are retries; they stay in the record.
 
 Tokens are drawn from a Zipf law: token k of the vocabulary with a probability proportional to 1 / (k + 1), the same
 ones for the same seed. The decode position does not move: the cache is set back before each token, so that every sample
@@ -22,11 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_lts import stats
 from edge_lts.errors import EvaluationError
 from edge_lts.model import Cache, Model
+from edge_lts.quality import Gate, Verdict, Watch
 from edge_lts.records import Protocol
 
-N_ROUNDS = 5
+N_ROUNDS = 10
+MIN_ROUNDS = 3
+MIN_PREFILLS, MIN_DECODES = 6, 12  # before an interval is believed
+MAX_SHALLOW_SAMPLES = 6
+DECODE_CHUNK = 4
+SETTLING_S, MAX_SETTLING_TOKENS = 0.010, 4
 N_DECODE_TOKENS = 16
 _NS = 1e-9
 
@@ -60,6 +71,9 @@ class Timer:
     samples_s: list[float] = field(default_factory=list)
     forward_ns: int = 0  # all passes, warm-ups included
     n_forwards: int = 0
+    gate: Gate | None = None
+    watches: list[Watch] = field(default_factory=list)  # one for each sample, if there is a gate
+    verdict: Verdict | None = None
 
     def run(self, repeats: int) -> int:
         """Nanoseconds that `repeats` forwards take; no result outlives the next forward."""
@@ -90,8 +104,42 @@ class Timer:
             self.repeats = math.ceil(shortest_ns / fastest)
             fastest = max(1, min(fastest, self.run(self.repeats) // self.repeats))
 
+    def settle(self) -> None:
+        """Untimed forwards, until caches hold what this one needs."""
+        left_ns = SETTLING_S / _NS
+        for _ in range(MAX_SETTLING_TOKENS):
+            left_ns -= self.run(1)
+            if left_ns <= 0:
+                break
+
     def sample(self) -> None:
-        self.samples_s.append(self.run(self.repeats) * _NS / self.repeats)
+        gate = self.gate
+        if gate is None:
+            self.samples_s.append(self.run(self.repeats) * _NS / self.repeats)
+            return
+        before = gate.mark()
+        elapsed = self.run(self.repeats)
+        self.watches.append(gate.watch(before))
+        self.samples_s.append(elapsed * _NS / self.repeats)
+
+    def judge(self, cap: int) -> Verdict:
+        """What the samples so far are worth when `cap` untainted ones are wanted."""
+        if self.gate is not None:
+            self.verdict = self.gate.verdict(self, cap)
+        else:
+            n = len(self.samples_s)
+            self.verdict = Verdict([()] * n, list(range(n)))
+        return self.verdict
+
+    @property
+    def n_tainted(self) -> int:
+        return 0 if self.verdict is None else self.verdict.n_tainted
+
+    def kept_samples(self) -> list[float]:
+        """Those that make the value: the untainted ones if they are enough."""
+        if self.verdict is None:
+            return self.samples_s
+        return [self.samples_s[index] for index in self.verdict.kept]
 
 
 def make_timers(model: Model, cache: Cache, protocol: Protocol) -> tuple[Timer, Timer, Timer]:
@@ -127,33 +175,75 @@ def shallow_tokens(protocol: Protocol) -> int:
     return protocol.context_tokens // 4
 
 
-def take_samples(prefill: Timer, decode: Timer, protocol: Protocol, between: Callable[[], None] = lambda: None) -> None:
-    """Warm both up and take the protocol's samples of each, in alternating rounds.
+def take_samples(
+    prefill: Timer,
+    decode: Timer,
+    protocol: Protocol,
+    between: Callable[[], None] = lambda: None,
+    gate: Gate | None = None,
+) -> None:
+    """Warm both up and take samples of each in alternating rounds, as many as the protocol and the gate ask for.
 
-    `between` is called once a round, after its prefills; the untimed token that follows hides it from the decodes.
+    `between` is called once a round, after its prefills; the untimed tokens that follow hide it from the decodes.
     """
     with resting_garbage_collector():
         prefill.warm_up(protocol.warmup, protocol.min_sample_s)
         decode.warm_up(protocol.warmup, protocol.min_sample_s)
-        rounds = min(N_ROUNDS, protocol.prefill_samples, protocol.decode_samples)
-        n_prefills, n_decodes = _shares(protocol.prefill_samples, rounds), _shares(protocol.decode_samples, rounds)
-        for n_prefill, n_decode in zip(n_prefills, n_decodes, strict=True):
-            for _ in range(n_prefill):
+        caps = (protocol.prefill_samples, protocol.decode_samples)
+        n_rounds = min(N_ROUNDS, *caps, max(MIN_ROUNDS, caps[1] // DECODE_CHUNK))
+        batches = [math.ceil(cap / n_rounds) for cap in caps]
+        prefill.gate = decode.gate = gate
+        if gate is not None:
+            gate.begin()
+        batch, n_done, n_tainted = batches, 0, 0
+        while True:
+            for _ in range(batch[0]):
                 prefill.sample()
             between()
-            decode.run(1)
-            for _ in range(n_decode):
+            decode.settle()
+            for _ in range(batch[1]):
                 decode.sample()
+            n_done += 1
+            lacking = _lacking((prefill, decode), caps, protocol, n_done)
+            if gate is not None and not any(lacking):
+                gate.settle()  # the last reading may say that the board throttled
+                lacking = _lacking((prefill, decode), caps, protocol, n_done)
+            if not any(lacking):
+                return
+            batch = [min(few, lack) for few, lack in zip(batches, lacking, strict=True)]
+            if gate is not None:
+                n_before, n_tainted = n_tainted, prefill.n_tainted + decode.n_tainted
+                gate.n_retried = min(n_tainted, protocol.max_retries)
+                if gate.pause(n_tainted > n_before):
+                    prefill.run(1)  # wakes the workers and the clock
 
 
-def take_shallow_samples(shallow: Timer, protocol: Protocol) -> None:
-    """A quarter of decode's samples, at least three, when everything else was timed."""
+def _lacking(timers: tuple[Timer, Timer], caps: tuple[int, int], protocol: Protocol, n_done: int) -> tuple[int, int]:
+    """Samples still wanted of each kind. Without retries left, a tainted one counts like any other."""
+    verdicts = [timer.judge(cap) for timer, cap in zip(timers, caps, strict=True)]
+    is_exhausted = sum(verdict.n_tainted for verdict in verdicts) > protocol.max_retries
+    counted = [len(verdict.taints) if is_exhausted else verdict.n_clean for verdict in verdicts]
+    lacking = [max(0, cap - n) for cap, n in zip(caps, counted, strict=True)]
+    least = [min(n, cap) for n, cap in zip((MIN_PREFILLS, MIN_DECODES), caps, strict=True)]
+    has_enough = n_done >= MIN_ROUNDS and all(n >= low for n, low in zip(counted, least, strict=True))
+    if has_enough and all(_is_narrow(timer.kept_samples(), protocol.ci_fraction) for timer in timers):
+        return 0, 0
+    return lacking[0], lacking[1]
+
+
+def _is_narrow(samples: list[float], fraction: float) -> bool:
+    interval, middle = stats.ci95_of_median(samples), stats.median(samples)
+    return interval is not None and max(middle - interval[0], interval[1] - middle) <= fraction * middle
+
+
+def take_shallow_samples(shallow: Timer, protocol: Protocol, gate: Gate | None = None) -> None:
+    """A quarter of decode's samples, three to six, when everything else was timed; disturbed ones once more."""
+    n = min(max(3, protocol.decode_samples // 4), MAX_SHALLOW_SAMPLES)
     with resting_garbage_collector():
         shallow.warm_up(1, protocol.min_sample_s)
-        for _ in range(max(3, protocol.decode_samples // 4)):
+        shallow.gate = gate
+        for taken in range(n if gate is None else 2 * n):
+            if taken >= n and shallow.judge(n).n_clean >= n:
+                break
             shallow.sample()
-
-
-def _shares(n: int, parts: int) -> list[int]:
-    """n split into `parts` nearly equal numbers."""
-    return [n * (i + 1) // parts - n * i // parts for i in range(parts)]
+        shallow.judge(n)
