@@ -25,13 +25,14 @@ TORCH_ROOMS = ("edge_lts.model", "edge_lts.profile", "edge_lts.evaluator")
 COMMAND_LINE = ("cli.py", "__main__.py", "commands/", "waiting.py")
 # What each third-party library may be imported by; `host/edge_lts_host/` is left out.
 HOST_LIBRARIES = {
-    "numpy": ("spaces.py",),
+    "numpy": ("spaces.py", "meters/alignment.py"),
     "tabulate": ("report/render.py",),
     "platformdirs": ("store.py", "wheelhouse.py"),
     "tomli": ("toml_files.py",),
     "paramiko": ("transport/ssh",),
-    "cryptography": ("transport/ssh",),  # paramiko's own dependency, to silence its warnings about old ciphers
-    "serial": ("transport/serial",),
+    # paramiko's own dependency: to silence its warnings about old ciphers, and for what one meter encrypts
+    "cryptography": ("transport/ssh", "meters/tc66c.py"),
+    "serial": ("transport/serial", "meters/port.py"),
     "moocore": ("report/",),
 }
 
