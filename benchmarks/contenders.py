@@ -86,7 +86,11 @@ class Contender:
 def reported(evaluations: Iterable[Evaluation], cost: str) -> dict[Architecture, float]:
     """The frontier as a run reports it, with its seconds at the machine's usual speed."""
     found = members(evaluations, resolve_objectives(["decoder_params", cost]))
-    return {member.architecture: float(central(member.objectives[cost]) or 0.0) for member in found}
+    return {
+        member.architecture: float(central(member.objectives[cost]) or 0.0)
+        for member in found
+        if not member.probably_dominated
+    }
 
 
 def frontier_of(seconds: dict[Architecture, float]) -> list[Architecture]:

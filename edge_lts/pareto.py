@@ -63,6 +63,25 @@ def _frontier_nd(unique: Array) -> NDArray[np.bool_]:
     return keep
 
 
+def dominance_probability(losses: ArrayLike, spreads: ArrayLike, by: ArrayLike) -> Array:
+    """For each point (n,) the probability with which the surest of the rows `by` (indexes) truly dominates it.
+
+    `spreads` (n, k) are standard errors, 0 for what is known exactly, where being worse rules domination out. Errors
+    are taken as normal and independent. Rows equal in all columns do not dominate each other.
+    """
+    points, errors = _checked(losses), np.asarray(spreads, dtype=np.float64)
+    surest = np.zeros(len(points))
+    for index in np.asarray(by, dtype=int):
+        gap = points - points[index]  # positive where the other one is better
+        error = np.hypot(errors, errors[index])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.clip(np.where(error > 0, gap / error, np.where(gap >= 0, 9.0, -9.0)), -9.0, 9.0)
+        # The normal distribution after Page 1977: off by less than 0.0002, and numpy has no erf.
+        chance = (0.5 + 0.5 * np.tanh(z * (0.797885 + 0.0356774 * z * z))).prod(axis=1)
+        surest = np.maximum(surest, np.where((gap != 0).any(axis=1), chance, 0.0))
+    return surest
+
+
 def crowding_distance(losses: ArrayLike) -> Array:
     """Distances (n,) of Deb et al. 2002: for each column the gap between a point's neighbours over the column's range.
 

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.frontier import Frontier, Member
@@ -18,6 +19,7 @@ from edge_lts.speed import anchors_of
 from edge_lts.stats import MIN_PROCESSES_PI95
 
 FORGET_EVERY = 64
+_KEPT = ("framework",)  # conditions that a frontier shows
 
 
 class Progress:
@@ -30,7 +32,11 @@ class Progress:
         self._failed_confirmations: dict[str, int] = {}
         self.candidate_ids: dict[str, int] = {}  # arch_id -> candidate_id of everything that was searched
         self.member_ids: list[str] = []
-        self.n_measured = self.n_failed = self.n_confirmations = self._n_failed_confirmations = 0
+        self.probable_ids: list[str] = []  # only probably dominated
+        self.confirm_s = 0.0  # of the budget, in records that confirm
+        self.is_last_confirmed = False  # whether the last record is such a one
+        self._spent_s = 0.0
+        self.n_measured = self.n_failed = self.n_confirmations = self._n_failed_confirmations = self._n_one_thread = 0
 
     @property
     def n_search(self) -> int:
@@ -48,8 +54,17 @@ class Progress:
     def add(self, outcome: Outcome) -> None:
         """Count and remember one outcome. The frontier follows with `update_members`."""
         arch_id = outcome.architecture.arch_id
+        if outcome.purpose == "one_thread":
+            self._n_one_thread += 1
+            if isinstance(outcome, Evaluation):
+                self._frontier.add_one_thread(arch_id, outcome)
+            return
         if isinstance(outcome, Evaluation):
             self._frontier.add(arch_id, _slim(outcome))
+        self.is_last_confirmed = outcome.purpose == "confirm"
+        if self.is_last_confirmed:
+            self.confirm_s += max(0.0, outcome.spent_s - self._spent_s)
+        self._spent_s = max(self._spent_s, outcome.spent_s)
         if outcome.purpose == "search":
             self.candidate_ids[arch_id] = outcome.candidate_id
             if isinstance(outcome, Evaluation):
@@ -91,6 +106,7 @@ class Progress:
         """Find out who stands on the frontier; whether others do than before."""
         before = self.member_ids
         self.member_ids = self._frontier.member_ids()
+        self.probable_ids = self._frontier.probable_ids()
         return before != self.member_ids
 
     def n_attempts(self, arch_id: str) -> int:
@@ -99,11 +115,25 @@ class Progress:
 
     def unconfirmed(self) -> list[str]:
         """Members that have not been tried in as many processes as `pi95` needs."""
-        return [arch_id for arch_id in self.member_ids if self.n_attempts(arch_id) < MIN_PROCESSES_PI95]
+        return self._untried(self.member_ids)
 
-    def members(self) -> list[Member]:
-        """Who stands on the frontier, with what their processes say together; `ci95` of several is left out."""
-        return self._frontier.members()
+    def without_one_thread(self) -> list[str]:
+        """Members that have not been measured on one thread."""
+        return [arch_id for arch_id in self.member_ids if not self._frontier.has_one_thread(arch_id)]
+
+    def unconfirmed_probable(self) -> list[str]:
+        """The same of those that are only probably dominated."""
+        return self._untried(self.probable_ids)
+
+    def _untried(self, arch_ids: Sequence[str]) -> list[str]:
+        return [arch_id for arch_id in arch_ids if self.n_attempts(arch_id) < MIN_PROCESSES_PI95]
+
+    def members(self, names: Collection[str] | None = None) -> list[Member]:
+        """Members, then those probably dominated, with what their processes say; `ci95` of several is left out.
+
+        `pi95` is worked out for the objectives `names` alone, None for all.
+        """
+        return self._frontier.members(names)
 
     def architecture(self, arch_id: str) -> Architecture:
         """A member's architecture."""
@@ -113,13 +143,13 @@ class Progress:
         """The processes of some architectures, as far as they have been added."""
         groups: dict[str, list[Evaluation]] = {arch_id: [] for arch_id in arch_ids}
         for outcome in self._recorded(arch_ids):
-            if isinstance(outcome, Evaluation):
+            if isinstance(outcome, Evaluation) and outcome.purpose != "one_thread":
                 groups[outcome.architecture.arch_id].append(_slim(outcome, keep_samples=keep_samples))
         return groups
 
     def _recorded(self, arch_ids: Collection[str]) -> Iterator[Outcome]:
         """The ledger's records of some architectures, up to the last one that was added."""
-        n_added = self.n_search + self.n_confirmations + self._n_failed_confirmations
+        n_added = self.n_search + self.n_confirmations + self._n_failed_confirmations + self._n_one_thread
         for outcome in itertools.islice(LedgerReader(self._folder / LEDGER).outcomes(), n_added):
             if outcome.architecture.arch_id in arch_ids:
                 yield outcome
@@ -127,8 +157,8 @@ class Progress:
     def write_frontier(self, *, is_final: bool = False) -> None:
         """Replace frontier.json; the final one has `ci95` of several processes and is on the disk. Raises OSError."""
         if is_final:
-            groups = self._recall(self.member_ids, keep_samples=True)
-            members = self._frontier.combine([(arch_id, groups[arch_id]) for arch_id in self.member_ids])
+            groups = self._recall([*self.member_ids, *self.probable_ids], keep_samples=True)
+            members = self._frontier.combine(list(groups.items()))
         else:
             members = self._frontier.members()
         write_atomic(self._folder / FRONTIER, self._frontier_json(members), is_durable=is_final)
@@ -149,4 +179,6 @@ class Progress:
 
 def _slim(evaluation: Evaluation, *, keep_samples: bool = False) -> Evaluation:
     samples = evaluation.samples if keep_samples else {}
-    return dataclasses.replace(evaluation, samples=samples, conditions={"anchor_s": anchors_of(evaluation)})
+    conditions: dict[str, Any] = {"anchor_s": anchors_of(evaluation)}
+    conditions.update((name, evaluation.conditions[name]) for name in _KEPT if name in evaluation.conditions)
+    return dataclasses.replace(evaluation, samples=samples, conditions=conditions)

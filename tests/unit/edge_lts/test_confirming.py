@@ -11,7 +11,7 @@ import pytest
 
 from edge_lts import device
 from edge_lts.arch import Architecture
-from edge_lts.confirming import MAX_PROCESSES, TIGHT
+from edge_lts.confirming import MAX_PROCESSES, MIN_CANDIDATES_ALONG, TIGHT
 from edge_lts.records import Evaluation
 from edge_lts.stats import summarise
 from tests.fake_agent import Board, FakeMeasurer, evaluation, failure, noise, write_spec
@@ -47,8 +47,9 @@ def uneven(spread: float, cost: str) -> Any:
 
 
 def frontier(one: Board) -> list[dict[str, Any]]:
+    """Members; without those that are only probably dominated, who are not tightened."""
     members: list[dict[str, Any]] = one.json("frontier.json")["frontier"]
-    return members
+    return [member for member in members if not member["probably_dominated"]]
 
 
 def share(member: dict[str, Any], cost: str = "decode_latency_s") -> float:
@@ -136,6 +137,63 @@ def test_a_member_without_an_interval_is_not_tried_again(tmp_path: Path) -> None
     one.measurer.before = before
     one.run()
     assert set(Counter(confirmations(one)).values()) == {2}
+
+
+def test_a_third_of_the_time_to_confirm_is_spent_along_the_way(tmp_path: Path) -> None:
+    one = board(tmp_path, spread=0.02, budget_s=890.0, max_candidates=None)  # too short for a sweep of threads
+    one.run()
+    purposes = [record["purpose"] for record in one.records()]
+    n_searched = purposes.count("search")
+    last = len(purposes) - 1 - purposes[::-1].index("search")
+    along = [index for index in range(last) if purposes[index] == "confirm"]
+    assert 3 <= len(along) <= 6  # a third of 178 s, in 10 s each, and what chance takes off
+    assert purposes[:MIN_CANDIDATES_ALONG] == ["search"] * MIN_CANDIDATES_ALONG
+    assert all(purposes[index - 1] == "search" for index in along)
+    assert along[-1] - along[0] > n_searched / 3  # spread over the search
+    assert n_searched == pytest.approx(0.8 * 890 / MEASURE_S, abs=2)
+    assert purposes[-1] == "confirm"
+    medians = [member["process_medians"]["decode_latency_s"] for member in frontier(one)]
+    assert [len(values) for values in medians] == [member["n_processes"] for member in frontier(one)]
+    assert max(len(values) for values in medians) >= 3
+
+
+def test_nothing_is_confirmed_along_the_way_without_a_share_of_the_budget(tmp_path: Path) -> None:
+    one = board(tmp_path, spread=0.02, budget_s=600.0, max_candidates=None, confirm_fraction=0.0)
+    one.run()
+    assert {record["purpose"] for record in one.records()} == {"search"}
+
+
+def test_those_probably_dominated_are_confirmed_after_the_members(tmp_path: Path) -> None:
+    one = board(tmp_path, spread=0.1, max_candidates=30, budget_s=500.0)
+    one.run()
+    everyone = one.json("frontier.json")["frontier"]
+    marked = [member for member in everyone if member["probably_dominated"]]
+    assert marked
+    assert everyone[-len(marked) :] == marked
+    assert len(marked) <= (len(everyone) - len(marked) + 1) // 2
+    if any(member["n_processes"] > 1 for member in marked):
+        assert min(member["n_processes"] for member in frontier(one)) >= 3
+
+
+def test_a_run_stopped_while_it_confirms_along_the_way_goes_on_alike(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_candidates": 30, "budget_s": 500.0, "confirm_fraction": 0.5}
+    whole = board(tmp_path / "whole", spread=0.1, **settings)
+    whole.run()
+    lines = (whole.folder / "ledger.jsonl").read_bytes().splitlines(True)
+    expected = [(record["arch_id"], record["purpose"]) for record in whole.records()]
+    purposes = [purpose for _, purpose in expected]
+    first = purposes.index("confirm")
+    until = len(purposes) - purposes[::-1].index("search")
+    assert purposes[first:until].count("confirm") > 3
+    for cut in sorted({4, first, first + 1, until - 3}):
+        parts = board(tmp_path / f"cut{cut}", spread=0.1, **settings)
+        (parts.folder / "ledger.jsonl").write_bytes(b"".join(lines[:cut]))
+        # the fake numbers depend on how often an architecture was measured
+        parts.measurer.measured = [(record["arch_id"], record["purpose"]) for record in parts.records()]
+        parts.measurer.start_s = 0.0
+        parts.run()
+        found = [(record["arch_id"], record["purpose"]) for record in parts.records()]
+        assert found[: until - 2] == expected[: until - 2]  # what the budget still holds may differ by a start
 
 
 def test_a_resumed_run_confirms_in_the_order_of_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from edge_lts.pareto import crowding_distance, hypervolume, nondominated
+from edge_lts.pareto import crowding_distance, dominance_probability, hypervolume, nondominated
 
 # A coarse grid makes ties and duplicates common; the fine one makes them rare.
 GRID = st.integers(0, 4).map(float)
@@ -121,3 +121,16 @@ def test_hypervolume_refuses_what_has_no_volume() -> None:
             hypervolume(losses, reference)
     with pytest.raises(ValueError, match="finite"):
         crowding_distance([[0, math.inf]])
+
+
+def test_the_probability_of_being_dominated() -> None:
+    points = [[1.0, 1.0], [1.0, 1.1], [1.0, 1.0], [0.9, 2.0], [2.0, 2.0]]
+    spreads = [[0.0, 0.05]] * 5
+    found = dominance_probability(points, spreads, [0])
+    z = 0.1 / math.hypot(0.05, 0.05)
+    assert found[1] == pytest.approx(0.5 * (1 + math.erf(z / math.sqrt(2))), abs=5e-4)
+    assert found[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]  # itself, its double, and one better in what is exact
+    assert found[4] == pytest.approx(1.0)
+    assert dominance_probability(points, np.zeros((5, 2)), [0]).tolist() == [0, 1, 0, 0, 1]
+    both = dominance_probability([[1.0, 1.0], [1.1, 1.1]], [[0.05, 0.05]] * 2, [0])
+    assert both[1] == pytest.approx(found[1] ** 2, abs=1e-6)  # better in both
