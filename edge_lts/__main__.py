@@ -85,6 +85,8 @@ def _run(arguments: argparse.Namespace, emit: Emitter) -> int:
     verb = arguments.verb
     if verb == "probe":
         return verbs.probe(emit, site=arguments.site, root=arguments.root, with_torch=arguments.torch)
+    if verb == "doctor":
+        return verbs.doctor(emit, site=arguments.site, root=arguments.root)
     if verb == "search":
         command = verbs.own_command(arguments.site)
         return verbs.search(emit, arguments.run_dir, command, root=arguments.root, is_detached=arguments.detach)
@@ -113,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     probe = verbs.add_parser("probe", help="describe this board")
     probe.add_argument("--torch", action="store_true", help="also prove torch in a child process")
     probe.add_argument("--root", type=_folder, help="folder whose free space is reported")
+
+    doctor = verbs.add_parser("doctor", help="say what would spoil a run on this board")
+    doctor.add_argument("--root", type=_folder, help="folder of board.lock and of the runs")
 
     search = verbs.add_parser("search", help="run or resume the search of a run folder")
     search.add_argument("run_dir", type=_folder)

@@ -26,11 +26,13 @@ from edge_lts.confirming import Confirming
 from edge_lts.errors import EdgeLtsError, EvaluationError, LedgerError
 from edge_lts.job import Lock
 from edge_lts.ledger import Ledger, LedgerReader
-from edge_lts.preparation import check_spec, describe_device, make_searcher, memory_limit_now
+from edge_lts.preparation import add_facts, check_meter, check_spec, describe_device, make_searcher, memory_limit_now
 from edge_lts.progress import Progress
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
+from edge_lts.records import Protocol as MeasuringProtocol
 from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, now_utc
 from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
+from edge_lts.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from edge_lts.search import Candidate, Searcher
@@ -39,13 +41,20 @@ MAX_CONSECUTIVE_FAILURES = 50
 FRONTIER_EVERY_S = 5.0
 MAX_REPEATED_PROPOSALS = 10_000
 MAX_KEPT_TAIL_BYTES = 64 << 10
+ONE_THREAD_FACTOR = 3.0  # how much longer than usual a member may take on one thread
 
 
 class MeasurerLike(Protocol):
     """What the supervisor needs of edge_lts.measurer.Measurer."""
 
     def start(self) -> dict[str, Any]: ...
-    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome: ...
+    def measure(
+        self,
+        candidate_id: int,
+        architecture: Architecture,
+        purpose: Purpose = "search",
+        protocol: MeasuringProtocol | None = None,
+    ) -> Outcome: ...
     def cancel(self) -> None: ...
     def close(self) -> None: ...
 
@@ -71,6 +80,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
         probe: Callable[..., DeviceInfo] = device.probe,
         heartbeat_s: float = HEARTBEAT_S,
+        system_root: Path = device.SYSTEM,
     ) -> None:
         """Raises SpecError naming what is wrong with spec.json."""
         self._begun_s = clock()
@@ -83,6 +93,7 @@ class Supervisor:
         self._clock = clock
         self._probe = probe
         self._heartbeat_s = heartbeat_s
+        self._system_root = system_root
         self._budget = self._budget_after(0.0)
         self._durations = Durations()
         self._progress = Progress(folder, self._spec)
@@ -90,9 +101,19 @@ class Supervisor:
         self._ledger: Ledger
         self._searcher: Searcher
         self._measurer: MeasurerLike | None = None
+        self._surroundings = Surroundings(
+            self._spec,
+            self._root,
+            emit=self._event,
+            clock=clock,
+            should_stop=lambda: self._stopped_by is not None,
+            system_root=system_root,
+        )
+        self._rules = dataclasses.replace(self._spec.protocol, threads=self._surroundings.threads)
         self._stopped_by: str | None = None
         self._is_frontier_stale = False
         self._frontier_due_s = self._begun_s
+        self._tried_on_one_thread: set[str] = set()
 
     # -- one life, from the locks to the end ---------------------------------------------------------------------------
 
@@ -125,7 +146,7 @@ class Supervisor:
         self._status.update()
         self._status.start_heartbeat(self._heartbeat_s)
         try:
-            with Ledger(self._folder / LEDGER) as self._ledger:
+            with Ledger(self._folder / LEDGER) as self._ledger, self._surroundings:
                 self._run_recorded(spent_before_s=previous.get("spent_s", 0.0))
         except Exception as exc:
             message = str(exc) if isinstance(exc, EdgeLtsError) else f"{type(exc).__name__}: {exc}"
@@ -136,7 +157,8 @@ class Supervisor:
         return 0
 
     def _run_recorded(self, spent_before_s: float) -> None:
-        info = describe_device(self._folder, self._spec, self._probe)
+        check_meter(self._spec, self._system_root)
+        info = describe_device(self._folder, self._spec, self._probe, facts=self._surroundings.facts())
         limit_bytes = info.extra.get("memory_limit_bytes")
         self._searcher = make_searcher(self._spec, limit_bytes, info.extra.get("last_level_cache_bytes"))
         dropped = self._replay(spent_before_s)
@@ -147,14 +169,15 @@ class Supervisor:
         if self._progress.n_search or spent_before_s:
             self._event("resumed", **self._progress.counts())
         is_spent = self._budget.left_s() <= 0
-        state, reasons = ("done", ("budget spent",)) if is_spent else self._work(limit_bytes)
+        state, reasons = ("done", ("budget spent",)) if is_spent else self._work(info, limit_bytes)
         self._finish(state, reasons)
 
-    def _work(self, limit_bytes: int | None) -> tuple[str, tuple[str, ...]]:
+    def _work(self, info: DeviceInfo, limit_bytes: int | None) -> tuple[str, tuple[str, ...]]:
         """Search and confirm; the state that this ends in, and why."""
         try:
             with (self._folder / LOG).open("ab") as log:
                 self._start_measurer(limit_bytes, log)
+                self._settle(info)
                 reasons = self._search()
                 return "done", reasons + self._confirm()
         except Stopped:
@@ -207,6 +230,19 @@ class Supervisor:
         self._status.update(state="running")
         self._event("ready", **facts)
 
+    def _settle(self, info: DeviceInfo) -> None:
+        """Find the thread count, once in a run, and bring the board to the heat that the run measures in."""
+        assert self._measurer is not None
+        try:
+            sweep = self._surroundings.sweep(self._measurer, info)
+            if sweep:
+                add_facts(self._folder, info, thread_sweep=sweep)
+                self._rules = dataclasses.replace(self._rules, threads=sweep["threads"])
+            self._surroundings.warm_up(self._measurer, self._rules.threads)
+        except EdgeLtsError:
+            self._stop_if_asked()
+            raise
+
     def _replay(self, spent_before_s: float) -> bytes:
         """Ask and tell everything that the ledger holds; the torn tail, if any, is cut off and returned."""
         reader = LedgerReader(self._folder / LEDGER)
@@ -215,7 +251,7 @@ class Supervisor:
             if outcome.purpose == "search":
                 self._replay_one(outcome)
             arch, duration_s = outcome.architecture, outcome.spent_s - spent_s
-            if spent_s > 0 and duration_s > 0:
+            if spent_s > 0 and duration_s > 0 and outcome.purpose != "one_thread":
                 self._durations.add(arch.arch_id, arch.total_params, duration_s)
             spent_s = max(spent_s, outcome.spent_s)
             self._progress.replay(outcome)
@@ -239,6 +275,7 @@ class Supervisor:
 
     def _search(self) -> tuple[str, ...]:
         """Until the searcher, the number of candidates or the searching share of the budget ends it; says which."""
+        confirming = Confirming(self._spec, self._progress, self._durations)
         share = 1 - self._spec.confirm_fraction
         n_failed_in_a_row = 0
         while True:
@@ -246,11 +283,15 @@ class Supervisor:
             reasons = tuple(self._searcher.stop())
             if reasons:
                 return reasons
-            n_search, left_s = self._progress.n_search, self._budget.left_s(share)
+            # Confirming along the way takes nothing from the search: it comes off what is left to confirm at the end.
+            n_search, left_s = self._progress.n_search, self._budget.left_s(share) + self._progress.confirm_s
             if self._spec.max_candidates is not None and n_search >= self._spec.max_candidates:
                 return ("max_candidates reached",)
             if n_search and left_s <= 0:
                 return ("budget spent",)
+            if (arch_id := confirming.along_the_way(left_s)) is not None:
+                self._measure_again(arch_id)
+                continue
             candidate = self._next_candidate()
             if candidate is None:
                 return tuple(self._searcher.stop()) or ("nothing new to propose",)
@@ -283,6 +324,8 @@ class Supervisor:
         is_announced = False
         while waiting := confirming.waiting():
             self._stop_if_asked()
+            if not self._progress.unconfirmed():
+                self._measure_on_one_thread()
             if not is_announced:
                 is_announced = True
                 self._status.update(state="confirming")
@@ -290,8 +333,25 @@ class Supervisor:
             arch_id = confirming.choose(waiting, self._budget.left_s())
             if arch_id is None:
                 break
-            self._measure(self._progress.candidate_ids[arch_id], self._progress.architecture(arch_id), "confirm")
+            self._measure_again(arch_id)
         return confirming.reasons()
+
+    def _measure_on_one_thread(self) -> None:
+        """The members that have not been, as far as the budget goes: what ranks differently with fewer cores."""
+        if self._rules.threads < 2:
+            return
+        for arch_id in self._progress.without_one_thread():
+            arch = self._progress.architecture(arch_id)
+            self._stop_if_asked()
+            if arch_id in self._tried_on_one_thread:
+                continue
+            if self._budget.left_s() < ONE_THREAD_FACTOR * self._durations.estimate_s(arch_id, arch.total_params):
+                return
+            self._tried_on_one_thread.add(arch_id)
+            self._measure(self._progress.candidate_ids[arch_id], arch, "one_thread")
+
+    def _measure_again(self, arch_id: str) -> None:
+        self._measure(self._progress.candidate_ids[arch_id], self._progress.architecture(arch_id), "confirm")
 
     # -- measuring and recording ---------------------------------------------------------------------------------------
 
@@ -306,11 +366,14 @@ class Supervisor:
             raise RuntimeError("the measurer was not started")
         begun_s = self._clock()
         try:
-            outcome = self._measurer.measure(candidate_id, architecture, purpose)
+            self._surroundings.before_candidate()
+            rules = dataclasses.replace(self._rules, threads=1) if purpose == "one_thread" else self._rules
+            outcome = self._measurer.measure(candidate_id, architecture, purpose, protocol=rules)
         except EdgeLtsError:
             self._stop_if_asked()
             raise
         duration_s = self._clock() - begun_s
+        self._surroundings.after(outcome)
         if outcome.architecture != architecture:
             raise EvaluationError("crash", f"asked for {architecture.arch_id}, got {outcome.architecture.arch_id}")
         spent_s, measured_at = round(self._budget.spent_s(), 3), now_utc()
@@ -331,7 +394,8 @@ class Supervisor:
                 **changes,
             )
             self._ledger.append(outcome.to_json())
-        self._durations.add(architecture.arch_id, architecture.total_params, duration_s)
+        if purpose != "one_thread":  # which begins with another server
+            self._durations.add(architecture.arch_id, architecture.total_params, duration_s)
         self._progress.add(outcome)
         self._report(outcome)
         return outcome

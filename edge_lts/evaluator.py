@@ -5,33 +5,46 @@ afterwards; called twice in one process, the second memory value is worthless, s
 
     threads -> anchor -> memory baseline and limit -> load -> watermark (loading)
     -> KV cache, one prefill, one token -> watermark (running) -> warm-ups, then rounds of samples and anchor
+    -> dispatching -> energy
 
 The anchor (`edge_lts.profile.anchor`) goes through the same operators, so that what a process pays once (thread stacks,
 code pages read from disk, the matrix library's smallest buffers) lies in the baseline and not in the candidate's
 account. Buffers that the matrix library makes for this candidate's shapes are the candidate's.
 """
 
-import os
+import dataclasses
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from edge_lts import stats
 from edge_lts.arch import Architecture
-from edge_lts.device import cpu_count
-from edge_lts.errors import EvaluationError
-from edge_lts.footprint import cache_tokens
-from edge_lts.model import build_model
+from edge_lts.device import cpu_count, cpu_features
+from edge_lts.energy import find_meter
+from edge_lts.errors import EdgeLtsError, EvaluationError
+from edge_lts.footprint import cache_tokens, precision_of, predicted_bytes
+from edge_lts.health import Sensors
+from edge_lts.model import Cache, Model, build_model
+from edge_lts.precision import is_emulated_precision
 from edge_lts.profile.anchor import Anchor
-from edge_lts.profile.latency import Timer, make_timers, shallow_tokens, take_samples, take_shallow_samples
-from edge_lts.profile.memory import MemoryMeter, set_malloc
+from edge_lts.profile.energy import measure_energy
+from edge_lts.profile.framework import BOUND_SHARE, framework_json
+from edge_lts.profile.latency import (
+    Timer,
+    make_timers,
+    resting_garbage_collector,
+    shallow_tokens,
+    take_samples,
+    take_shallow_samples,
+)
+from edge_lts.profile.memory import MemoryMeter, require_available, run_twice, set_malloc
 from edge_lts.profile.weights import fill_tensors, fill_weights
+from edge_lts.quality import Gate
 from edge_lts.records import METHOD_VERSION, Evaluation, Measurement, Protocol, Purpose, Value
 
-NOISY_RELATIVE_MAD = 0.10
-CONTENDED_SHARE = 0.10
 # torch has one exception for a failed allocation on a GPU and none on a CPU: only the text tells.
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
 
@@ -43,12 +56,17 @@ def evaluate(
     candidate_id: int = 0,
     purpose: Purpose = "search",
     memory_limit_bytes: int | None = None,
+    memory_headroom: float = 0.0,
     is_emulated: bool = False,
+    meter: str = "none",
+    system_root: Path = Path("/"),
 ) -> Evaluation:
     """Measure `arch` as `protocol` says. `threads` 0 means all cores that this process may use.
 
-    `memory_limit_bytes` bounds what the candidate may add to the process. Raises EvaluationError with its kind: oom,
-    nonfinite, or unsupported for what this model or these positions cannot do.
+    `memory_limit_bytes` bounds what the candidate may add to the process, `memory_headroom` is the share of the memory
+    available now that it must leave. `meter` (edge_lts.energy) makes it take the energy of a token too, which takes
+    some 20 s. Sensors are read below `system_root`. Raises EvaluationError with its kind: oom, nonfinite, or
+    unsupported for what this model, these positions or this precision cannot do.
     """
     started = time.perf_counter()
     _check_positions(arch, protocol)
@@ -56,16 +74,18 @@ def evaluate(
     torch.set_num_threads(threads)
     set_malloc(keeps_freed=False)  # before the warm-up, which otherwise leaves free blocks behind that get reused
     with torch.inference_mode():
+        gate = Gate(protocol, threads, Sensors(system_root))
         anchor = Anchor(arch, protocol)
         warm = time.perf_counter()
-        meter = MemoryMeter()
+        memory = MemoryMeter()
+        require_available(predicted_bytes(arch, protocol), memory_headroom)
         hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
-        if memory_limit_bytes is not None and meter.data_bytes is not None:
-            _set_soft_limit(meter.data_bytes + memory_limit_bytes, hard_limit[1])
+        if memory_limit_bytes is not None and memory.data_bytes is not None:
+            _set_soft_limit(memory.data_bytes + memory_limit_bytes, hard_limit[1])
         try:
-            return _measure(
-                arch, protocol, candidate_id, purpose, meter, threads, is_emulated, anchor, started=started, warm=warm
-            )
+            subject = _Subject(arch, protocol, threads, memory)
+            loaded = time.perf_counter()
+            evaluation = subject.time(gate, anchor, is_emulated=is_emulated)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                 limit = "" if memory_limit_bytes is None else f" (limit {memory_limit_bytes} bytes)"
@@ -73,77 +93,133 @@ def evaluate(
             raise
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, hard_limit)
-
-
-def _measure(
-    arch: Architecture,
-    protocol: Protocol,
-    candidate_id: int,
-    purpose: Purpose,
-    meter: MemoryMeter,
-    threads: int,
-    is_emulated: bool,
-    anchor: Anchor,
-    *,
-    started: float,
-    warm: float,
-) -> Evaluation:
-    model = build_model(arch)
-    weights_bytes = fill_weights(model)
-    meter.end_loading()
-    loaded = time.perf_counter()
-    cache = model.new_cache(capacity=cache_tokens(arch, protocol))
-    fill_tensors(cache.tensors())
-    load_before, clocks_before = os.getloadavg(), _Clocks()
-    prefill, decode, shallow = make_timers(model, cache, protocol)
-    prefill.check()
-    decode.check()
-    meter.end_running()
-    take_samples(prefill, decode, protocol, between=anchor.sample)
-    take_shallow_samples(shallow, protocol)
-    meter.end_timing()
-    clocks, load_after = _Clocks().since(clocks_before), os.getloadavg()
-
-    samples = {"decode_latency_s": decode.samples_s, "prefill_latency_s": prefill.samples_s}
-    timings = {name: stats.summarise(values) for name, values in samples.items()}
-    peak = meter.running_peak_bytes
-    objectives: dict[str, Value] = {
-        "decoder_params": arch.decoder_params,
-        **timings,
-        "peak_memory_bytes": None if peak is None else Measurement(median=peak, n=1),
-    }
-    memory = {
-        **meter.to_json(),
-        "weights_bytes": weights_bytes,
-        "cache_bytes": cache.n_bytes,
-        "is_emulator_counted": is_emulated,
-    }
-    conditions: dict[str, Any] = {
-        "threads": threads,
-        "torch": str(torch.__version__),
-        "method_version": METHOD_VERSION,
-        "load_before": load_before[0],
-        "load_after": load_after[0],
-        **clocks,
-        "block_sizes": {"decode": decode.repeats, "prefill": prefill.repeats},
-        "n_forwards": {"decode": decode.n_forwards, "prefill": prefill.n_forwards},
-        "anchor_s": anchor.medians_s(),
-        "shallow_decode": {"context_tokens": shallow_tokens(protocol), "median_s": stats.median(shallow.samples_s)},
-        "forward_s": _seconds_in(decode, prefill, shallow),
+        gate.clocks.close()
+        subject.look_closer(evaluation, meter, system_root, stream_s=anchor.medians_s().get("stream_s"))
+    seconds = {
+        "forward_s": subject.forward_s,
         "process_warmup_s": warm - started,
         "load_s": loaded - warm,
         "child_s": time.perf_counter() - started,
-        "memory": memory,
     }
-    return Evaluation(
+    return dataclasses.replace(
+        evaluation,
         candidate_id=candidate_id,
-        architecture=arch,
-        objectives=objectives,
-        samples=samples,
-        conditions=conditions,
-        flags=_taints(timings, conditions, meter),
         purpose=purpose,
+        conditions={**evaluation.conditions, **seconds},
+        flags=(*evaluation.flags, *_notes(arch, protocol, evaluation.conditions)),
     )
+
+
+class _Subject:
+    """One candidate, built and filled: what is measured of it, in the order in which that must happen."""
+
+    def __init__(self, arch: Architecture, protocol: Protocol, threads: int, memory: MemoryMeter) -> None:
+        self._arch, self._protocol, self._threads, self._memory = arch, protocol, threads, memory
+        self._precision = precision_of(arch, protocol)
+        self._model: Model = build_model(arch, self._precision)
+        self._weights_bytes = fill_weights(self._model)
+        memory.end_loading()
+        self._cache: Cache = self._model.new_cache(capacity=cache_tokens(arch, protocol))
+        fill_tensors(self._cache.tensors())
+        self._timers: list[Timer] = []
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds in forward passes so far."""
+        return sum(timer.forward_ns for timer in self._timers) * 1e-9
+
+    def time(self, gate: Gate, anchor: Anchor, *, is_emulated: bool) -> Evaluation:
+        """Memory and latencies, with the record's conditions as far as they are known then."""
+        protocol, memory = self._protocol, self._memory
+        self._timers += make_timers(self._model, self._cache, protocol)
+        prefill, decode, shallow = self._timers
+        run_twice(prefill, decode)
+        memory.end_running()
+        clocks = _Clocks()
+        take_samples(prefill, decode, protocol, between=anchor.sample, gate=gate)
+        take_shallow_samples(shallow, protocol, gate)
+        gate.settle()
+        memory.end_timing()
+        peak = memory.running_peak_bytes
+        timed = {"decode_latency_s": decode, "prefill_latency_s": prefill}
+        samples = {name: timer.samples_s for name, timer in timed.items()}
+        caps = {"decode_latency_s": protocol.decode_samples, "prefill_latency_s": protocol.prefill_samples}
+        verdicts = {name: timer.judge(caps[name]) for name, timer in timed.items()}
+        objectives: dict[str, Value] = {
+            "decoder_params": self._arch.decoder_params,
+            **{name: stats.summarise(timer.kept_samples()) for name, timer in timed.items()},
+            "peak_memory_bytes": None if peak is None else Measurement(median=peak, n=1),
+        }
+        conditions: dict[str, Any] = {
+            "threads": self._threads,
+            "torch": str(torch.__version__),
+            "method_version": METHOD_VERSION,
+            "precision": self._precision,
+            **clocks.since(),
+            "quality": gate.summary(verdicts),
+            "health": gate.health(),
+            "block_sizes": {"decode": decode.repeats, "prefill": prefill.repeats},
+            "n_forwards": {"decode": decode.n_forwards, "prefill": prefill.n_forwards},
+            "anchor_s": anchor.medians_s(),
+            "shallow_decode": {
+                "context_tokens": shallow_tokens(protocol),
+                "median_s": stats.median(shallow.kept_samples()),
+            },
+            "memory": {
+                **memory.to_json(),
+                "weights_bytes": self._weights_bytes,
+                "cache_bytes": self._cache.n_bytes,
+                "predicted_bytes": predicted_bytes(self._arch, protocol),
+                "precision": self._precision,
+                "is_emulator_counted": is_emulated,
+            },
+        }
+        return Evaluation(
+            candidate_id=0,
+            architecture=self._arch,
+            objectives=objectives,
+            samples=samples,
+            conditions=conditions,
+            flags=gate.flags(verdicts, samples, swapped=memory.swapped_bytes > 0),
+        )
+
+    def look_closer(self, evaluation: Evaluation, meter: str, system_root: Path, *, stream_s: float | None) -> None:
+        """What comes behind the watermark and the samples: dispatching and energy. Adds to the record."""
+        conditions, objectives = evaluation.conditions, evaluation.objectives
+        decode = objectives["decode_latency_s"]
+        assert isinstance(decode, Measurement)
+        conditions["framework"] = framework_json(
+            self._arch, self._protocol, self._precision, decode_s=decode.median, stream_s=stream_s
+        )
+        if meter != "none":
+            value, about = self._energy(meter, system_root)
+            objectives["energy_j_per_token"] = value
+            if about is not None:
+                conditions["energy"] = about
+
+    def _energy(self, meter: str, system_root: Path) -> tuple[Measurement | None, dict[str, Any] | None]:
+        """(None, None) where `auto` finds no meter."""
+        try:
+            found = None if meter == "external" else find_meter(meter, system_root)
+        except EdgeLtsError as error:
+            return None, {"meter": meter, "error": str(error)}
+        if found is None and meter != "external":
+            return None, None
+        decode = make_timers(self._model, self._cache, self._protocol)[1]
+        self._timers.append(decode)
+        decode.warm_up(1, 0.0)
+        with resting_garbage_collector():
+            return measure_energy(lambda: decode.run(1), found)
+
+
+def _notes(arch: Architecture, protocol: Protocol, conditions: dict[str, Any]) -> tuple[str, ...]:
+    """Flags that are no taints: true of the candidate here, whoever measures."""
+    notes = []
+    if conditions["framework"]["dispatch_share"] > BOUND_SHARE:
+        notes.append("framework_bound")
+    if is_emulated_precision(precision_of(arch, protocol), cpu_features()):
+        notes.append("emulated_precision")
+    return tuple(notes)
 
 
 def _check_positions(arch: Architecture, protocol: Protocol) -> None:
@@ -168,50 +244,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _seconds_in(*timers: Timer) -> float:
-    return sum(timer.forward_ns for timer in timers) * 1e-9
-
-
 class _Clocks:
-    """What the scheduler did to this process: CPU time, wall time, time spent ready but not running, preemptions."""
+    """Wall and CPU time of this process from here on."""
 
     def __init__(self) -> None:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self.wall_s = time.perf_counter()
-        self.cpu_s = time.process_time()
-        self.involuntary_switches = usage.ru_nivcsw
-        self.run_delay_s = _run_delay_s()
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
 
-    def since(self, before: "_Clocks") -> dict[str, float | int | None]:
-        has_delay = self.run_delay_s is not None and before.run_delay_s is not None
-        return {
-            "wall_s": self.wall_s - before.wall_s,
-            "cpu_s": self.cpu_s - before.cpu_s,
-            "involuntary_switches": self.involuntary_switches - before.involuntary_switches,
-            "run_delay_s": (self.run_delay_s or 0.0) - (before.run_delay_s or 0.0) if has_delay else None,
-        }
-
-
-def _run_delay_s() -> float | None:
-    """Seconds that this process's threads waited for a core (second field of schedstat); None where not kept."""
-    total = 0
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/schedstat", "rb") as schedstat:
-                total += int(schedstat.read().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return total * 1e-9
-
-
-def _taints(timings: dict[str, Measurement], conditions: dict[str, Any], meter: MemoryMeter) -> tuple[str, ...]:
-    """Reasons for doubt that this process can see itself: `noisy`, `contended`, `swapped`."""
-    flags = []
-    if any(value.mad is not None and value.mad > NOISY_RELATIVE_MAD * value.median for value in timings.values()):
-        flags.append("noisy")
-    delay, wall = conditions["run_delay_s"], conditions["wall_s"]
-    if delay is not None and delay > CONTENDED_SHARE * wall * conditions["threads"]:
-        flags.append("contended")
-    if meter.swapped_bytes > 0:
-        flags.append("swapped")
-    return tuple(flags)
+    def since(self) -> dict[str, float]:
+        return {"wall_s": time.perf_counter() - self._wall_s, "cpu_s": time.process_time() - self._cpu_s}

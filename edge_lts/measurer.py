@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ Isolation = Literal["fork", "process"]
 START_TIMEOUT_S = 600.0  # import of torch from an SD card, under emulation
 _SERVER_GRACE_S = 15.0  # beyond the candidate's own deadline, which the server keeps
 _TERM_GRACE_S = 2.0
+ENERGY_S = 60.0  # what a candidate is given on top for its energy; the usual meters take 11 to 25 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,9 @@ class Request:
     memory_limit_bytes: int | None
     is_emulated: bool
     isolation: Isolation
+    memory_headroom: float = 0.0
+    meter: str = "none"
+    system_root: str = "/"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,8 +59,11 @@ class Request:
             "purpose": self.purpose,
             "timeout_s": self.timeout_s,
             "memory_limit_bytes": self.memory_limit_bytes,
+            "memory_headroom": self.memory_headroom,
             "is_emulated": self.is_emulated,
             "isolation": self.isolation,
+            "meter": self.meter,
+            "system_root": self.system_root,
         }
 
     @classmethod
@@ -111,7 +119,11 @@ class Measurer(AbstractContextManager["Measurer"]):
     """A fork server and what it takes to keep it usable.
 
     `command` is the argv that runs this agent; `serve` is appended. `log` must be a real file: it becomes the server's
-    stderr. `memory_limit_bytes` is what one candidate may add: predicted beyond it, a candidate is not even built.
+    stderr. `memory_limit_bytes` is what one candidate may add: predicted beyond it, a candidate is not even built;
+    `memory_headroom` is the share of the memory available at that moment that it must leave. `meter` takes the energy
+    of a token too (edge_lts.energy): of every candidate if `is_energy_searched`, else of those that are confirmed, in
+    `energy_processes` processes of each.
+    The kernel's files are read below `system_root`.
     Start it from a thread that outlives it: on Linux the server is killed when the thread that started it ends.
     """
 
@@ -125,6 +137,11 @@ class Measurer(AbstractContextManager["Measurer"]):
         log: IO[bytes],
         is_emulated: bool = False,
         is_fork_safe: bool = sys.platform == "linux",
+        memory_headroom: float = 0.0,
+        meter: str = "none",
+        is_energy_searched: bool = False,
+        energy_processes: int = 1,
+        system_root: str = "/",
     ) -> None:
         self.protocol = replace(protocol, threads=protocol.threads or cpu_count())
         self._command = (*command, "serve")
@@ -132,8 +149,13 @@ class Measurer(AbstractContextManager["Measurer"]):
         self._memory_limit_bytes = memory_limit_bytes
         self._log = log
         self._is_emulated = is_emulated
+        self._memory_headroom = memory_headroom
+        self._meter, self._is_energy_searched, self._energy_processes = meter, is_energy_searched, energy_processes
+        self._n_energies: Counter[str] = Counter()
+        self._system_root = system_root
         self._isolation: Isolation = "fork" if is_fork_safe else "process"
         self._server: subprocess.Popen[bytes] | None = None
+        self._server_threads = self.protocol.threads
         self._events: LineReader | None = None
         self._child_pid: int | None = None
         self._is_cancelled = False
@@ -185,9 +207,19 @@ class Measurer(AbstractContextManager["Measurer"]):
         self._raise_if_cancelled()
         raise EvaluationError("crash", f"the measuring process {ending(status)} at its start; the log says why")
 
-    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome:
-        """Measure one candidate. `spent_s` and `measured_at` are left to the caller."""
+    def measure(
+        self,
+        candidate_id: int,
+        architecture: Architecture,
+        purpose: Purpose = "search",
+        protocol: Protocol | None = None,
+    ) -> Outcome:
+        """Measure one candidate. `spent_s` and `measured_at` are left to the caller. `protocol`, with its threads
+        resolved, goes for this one instead of the run's; for other threads another server is started."""
         self._raise_if_cancelled()
+        rules = self.protocol if protocol is None else protocol
+        meter = self._meter_for(architecture.arch_id, purpose)
+        timeout_s = self._candidate_timeout_s + (0.0 if meter == "none" else ENERGY_S)
 
         def failure(kind: FailureKind, message: str) -> Failure:
             return Failure(
@@ -195,25 +227,32 @@ class Measurer(AbstractContextManager["Measurer"]):
             )
 
         limit = self._memory_limit_bytes
-        predicted = predicted_bytes(architecture, self.protocol)
+        predicted = predicted_bytes(architecture, rules)
         if limit is not None and predicted > limit:
             return failure("oom", f"needs {predicted} bytes by formula, {limit} are allowed; not built")
         request = Request(
             candidate_id=candidate_id,
             architecture=architecture,
-            protocol=self.protocol,
+            protocol=rules,
             purpose=purpose,
-            timeout_s=self._candidate_timeout_s,
+            timeout_s=timeout_s,
             memory_limit_bytes=limit,
+            memory_headroom=self._memory_headroom,
             is_emulated=self._is_emulated,
             isolation=self._isolation,
+            meter=meter,
+            system_root=self._system_root,
         )
+        if rules.threads != self._server_threads:
+            # torch's libraries read their thread count when they load; the Arm Compute Library never asks again.
+            self._end_server()
+            self._server_threads = rules.threads
         line = json.dumps(request.to_json()).encode() + b"\n"
         try:
-            event, total_s = self._exchange(line)
+            event, total_s = self._exchange(line, timeout_s)
         except TimeoutError:
             self._end_server()
-            return failure("timeout", f"not finished after {self._candidate_timeout_s:g} s; the server was replaced")
+            return failure("timeout", f"not finished after {timeout_s:g} s; the server was replaced")
         except _ServerEnded as ended:
             kind: FailureKind = "oom" if ended.status == -signal.SIGKILL else "crash"
             return failure(kind, f"the measuring process {ending(ended.status)}")
@@ -232,6 +271,14 @@ class Measurer(AbstractContextManager["Measurer"]):
             "isolation": self._isolation,
         }
         return replace(outcome, conditions={**outcome.conditions, **extra})
+
+    def _meter_for(self, arch_id: str, purpose: Purpose) -> str:
+        if self._is_energy_searched and purpose != "one_thread":
+            return self._meter
+        if purpose in ("search", "one_thread") or self._n_energies[arch_id] >= self._energy_processes:
+            return "none"
+        self._n_energies[arch_id] += 1
+        return self._meter
 
     def cancel(self) -> None:
         """End the measurement in flight: its `measure` raises Interrupted, as does any later. For signal handlers."""
@@ -253,7 +300,7 @@ class Measurer(AbstractContextManager["Measurer"]):
         if self._is_cancelled:
             raise Interrupted("the measurement was cancelled")
 
-    def _exchange(self, line: bytes) -> tuple[dict[str, Any], float]:
+    def _exchange(self, line: bytes, timeout_s: float) -> tuple[dict[str, Any], float]:
         """The event that answers the request, and the seconds it took from a server that was ready.
 
         A server that ends before it began the candidate is replaced once. Raises TimeoutError and _ServerEnded.
@@ -266,7 +313,7 @@ class Measurer(AbstractContextManager["Measurer"]):
             event = None
             with suppress(BrokenPipeError):
                 self._server.stdin.write(line)
-                event = self._await_outcome(time.monotonic() + self._candidate_timeout_s + self._own_grace_s)
+                event = self._await_outcome(time.monotonic() + timeout_s + self._own_grace_s)
             if event is not None:
                 return event, time.perf_counter() - started
             was_begun = self._child_pid is not None
@@ -307,7 +354,7 @@ class Measurer(AbstractContextManager["Measurer"]):
 
     def _environment(self) -> dict[str, str]:
         """Thread counts are read when the libraries load, so they must stand before the process does."""
-        threads = str(self.protocol.threads)
+        threads = str(self._server_threads)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         return {**os.environ, **dict.fromkeys(names, threads), "MALLOC_ARENA_MAX": "2", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edge_lts import __version__, device
 from edge_lts.errors import EdgeLtsError, LedgerError, SpecError
@@ -28,8 +29,13 @@ def check_spec(folder: RunFolder, spec: RunSpec) -> None:
         )
 
 
-def describe_device(folder: RunFolder, spec: RunSpec, probe: Callable[..., DeviceInfo] = device.probe) -> DeviceInfo:
-    """device.json as the first start wrote it, or now if this is the first start.
+def describe_device(
+    folder: RunFolder,
+    spec: RunSpec,
+    probe: Callable[..., DeviceInfo] = device.probe,
+    facts: Mapping[str, Any] | None = None,
+) -> DeviceInfo:
+    """device.json as the first start wrote it, or now if this is the first start; `facts` go into its `extra`.
 
     `extra["memory_limit_bytes"]` is what a candidate may take: free memory at the first start less the headroom. It
     decides what the space holds, so a resume must find the same number. Raises LedgerError where the board now
@@ -47,12 +53,31 @@ def describe_device(folder: RunFolder, spec: RunSpec, probe: Callable[..., Devic
         return before
     available = now.memory_available_bytes
     limit = None if available is None else int(available * (1 - spec.memory_headroom))
-    info = dataclasses.replace(now, extra={**now.extra, "memory_limit_bytes": limit, "agent_version": __version__})
+    return add_facts(folder, now, memory_limit_bytes=limit, agent_version=__version__, **(facts or {}))
+
+
+def add_facts(folder: RunFolder, info: DeviceInfo, **facts: Any) -> DeviceInfo:
+    """Write device.json with more in its `extra`."""
+    info = dataclasses.replace(info, extra={**info.extra, **facts})
     try:
         write_atomic(folder / DEVICE, to_bytes(info.to_json()), is_durable=True)
     except OSError as exc:
         raise EdgeLtsError(f"cannot write {folder / DEVICE}: {exc.strerror or exc}; free some space") from exc
     return info
+
+
+def check_meter(spec: RunSpec, system_root: Path = device.SYSTEM) -> None:
+    """Raises SpecError, with the remedy, for a meter that is not there, and where energy is searched without one."""
+    is_searched = "energy_j_per_token" in spec.objectives
+    if spec.meter == "external" or (spec.meter in ("auto", "none") and not is_searched):
+        return
+    from edge_lts.energy import find_meter
+
+    if find_meter(spec.meter, system_root) is None and is_searched:
+        raise SpecError(
+            "energy_j_per_token is an objective, and nothing here measures energy: name a meter with --meter, or "
+            "search without it (edge-lts doctor says what was looked for)"
+        )
 
 
 def memory_limit_now(spec: RunSpec, limit_bytes: int | None) -> int | None:
@@ -77,7 +102,7 @@ def make_searcher(
         from edge_lts.space import SearchSpace
     space = SearchSpace.from_json(spec.space)
     if memory_limit_bytes is not None:
-        space = space.restricted(max_weight_bytes=memory_limit_bytes)
+        space = space.restricted(max_weight_bytes=memory_limit_bytes, precision=spec.protocol.precision)
     settings = dict(spec.settings)
     if spec.strategy == "guided" and last_level_cache_bytes is not None:
         settings.setdefault("cache_bytes", last_level_cache_bytes)

@@ -28,7 +28,7 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EvaluationError, Interrupted
 from edge_lts.measurer import ending
 from edge_lts.objectives import CommandObjective
-from edge_lts.records import Evaluation, Failure, Measurement, Outcome, Purpose
+from edge_lts.records import Evaluation, Failure, Measurement, Outcome, Protocol, Purpose
 
 if TYPE_CHECKING:
     from edge_lts.agent import MeasurerLike
@@ -56,13 +56,20 @@ class CommandMeasurer:
     def start(self) -> dict[str, Any]:
         return self._inner.start()
 
-    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome:
+    def measure(
+        self,
+        candidate_id: int,
+        architecture: Architecture,
+        purpose: Purpose = "search",
+        protocol: Protocol | None = None,
+    ) -> Outcome:
         """What `inner` measured with a value for each command, or the failure of the first of them that fails.
 
-        Raises what `inner` raises, and Interrupted after `cancel`.
+        Nothing is asked on one thread, where only latencies count. Raises what `inner` raises, and Interrupted after
+        `cancel`.
         """
-        outcome = self._inner.measure(candidate_id, architecture, purpose)
-        if not isinstance(outcome, Evaluation):
+        outcome = self._inner.measure(candidate_id, architecture, purpose, protocol)
+        if not isinstance(outcome, Evaluation) or purpose == "one_thread":
             return outcome
         objectives, seconds = dict(outcome.objectives), {}
         for command in self._commands:

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import edge_lts
-from edge_lts import device
+from edge_lts import device, placement
 from edge_lts.__main__ import error_event
 from edge_lts.agent import Emit, MeasurerLike, Supervisor
 from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, SpecError
 from edge_lts.job import Identity, Lock, detach, is_locked, read_holder
-from edge_lts.records import Protocol, RunSpec
+from edge_lts.records import Evaluation, Measurement, Outcome, Protocol, RunSpec
 from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, SPEC, RunFolder, now_utc
+from edge_lts.stats import MIN_PROCESSES_PI95
 from edge_lts.status import ACTIVE_STATES, describe, is_alive
+from edge_lts.tuning import left_behind, restore_leftovers
 
 PROOF_TIMEOUT_S = 900.0  # importing torch takes 100 s on an emulated board
 STDERR_TAIL_BYTES = 2000
 MAX_REQUEST_BYTES = 4 << 20
+ENERGY_OFTEN_FROM_S = 3600.0  # of budget; energy takes 20 s, so a shorter run takes each member's only once
 _POLL_S = 0.05
 
 # Runs in a process of its own, because a torch built for another processor ends it with SIGILL. argv: the site folder.
@@ -68,6 +71,15 @@ def probe(emit: Emit, *, site: Path | None, root: Path | None, with_torch: bool)
     emit({"event": "device", **data, "disk_free_bytes": free})
     if with_torch:
         emit(prove_torch(site))
+    return 0
+
+
+def doctor(emit: Emit, *, site: Path | None, root: Path | None) -> int:
+    from edge_lts.checkup import checkup
+
+    root = default_root() if root is None else root
+    findings = checkup(run_root=root, site=site, prove=lambda: prove_torch(site), left_tuned=lambda: left_behind(root))
+    emit({"event": "findings", "findings": [finding.to_json() for finding in findings]})
     return 0
 
 
@@ -113,6 +125,10 @@ def make_measurer(command: Sequence[str]) -> Callable[[RunSpec, int | None, IO[b
             memory_limit_bytes=memory_limit_bytes,
             log=log,
             is_emulated=spec.is_emulated,
+            memory_headroom=spec.memory_headroom,
+            meter=spec.meter,
+            is_energy_searched="energy_j_per_token" in spec.objectives,
+            energy_processes=MIN_PROCESSES_PI95 if spec.budget_s >= ENERGY_OFTEN_FROM_S else 1,
         )
 
     return make
@@ -151,7 +167,7 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
         request = json.loads(raw)
     except (ValueError, RecursionError) as exc:
         raise SpecError(f"the request is not JSON: {exc}") from exc
-    known = {"architecture", "protocol", "candidate_timeout_s", "memory_headroom", "is_emulated"}
+    known = {"architecture", "protocol", "candidate_timeout_s", "memory_headroom", "is_emulated", "meter"}
     if not isinstance(request, dict) or set(request) - known or "architecture" not in request:
         raise SpecError(f"a request is an object with {', '.join(sorted(known))}; only the architecture is required")
     architecture = Architecture.from_json(request["architecture"])
@@ -164,6 +180,7 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
         candidate_timeout_s=request.get("candidate_timeout_s", 600.0),
         memory_headroom=request.get("memory_headroom", 0.2),
         is_emulated=request.get("is_emulated") is True,
+        meter=request.get("meter", "none"),
     )
     root = default_root() if root is None else root
     root.mkdir(parents=True, exist_ok=True)
@@ -171,16 +188,34 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
     limit = None if available is None else int(available * (1 - spec.memory_headroom))
     with Lock(root / BOARD_LOCK, run_id="measure", what=f"this board ({root})"):
         begun_s = time.monotonic()
-        measurer = make_measurer(command)(spec, limit, sys.stderr.buffer)
+        restore_leftovers(root)
+        placed = placement.place(spec.protocol.threads)
+        placement.apply(placed)
+        rules = dataclasses.replace(spec.protocol, threads=placed.threads)
+        measurer = make_measurer(command)(dataclasses.replace(spec, protocol=rules), limit, sys.stderr.buffer)
         try:
             emit({"event": "ready", **measurer.start()})
             outcome = measurer.measure(0, architecture, "single")
+            if isinstance(outcome, Evaluation) and rules.threads > 1 and not spec.is_emulated:
+                alone = measurer.measure(0, architecture, "one_thread", dataclasses.replace(rules, threads=1))
+                outcome.conditions["one_thread"] = latencies_json(alone)
         finally:
             measurer.close()
     spent_s = round(time.monotonic() - begun_s, 3)
     outcome = dataclasses.replace(outcome, purpose="single", spent_s=spent_s, measured_at=now_utc())
     emit({"event": "outcome", **outcome.to_json()})
     return 0
+
+
+def latencies_json(outcome: Outcome) -> dict[str, Any]:
+    """The measured latencies of an outcome by name; empty for a failure."""
+    if not isinstance(outcome, Evaluation):
+        return {}
+    return {
+        name: value.to_json()
+        for name, value in outcome.objectives.items()
+        if name.endswith("_latency_s") and isinstance(value, Measurement)
+    }
 
 
 def default_root() -> Path:

@@ -60,7 +60,13 @@ class FakeMeasurer:
         self.clock.now_s += self.start_s
         return {"torch": "9.9", "import_s": self.start_s}
 
-    def measure(self, candidate_id: int, architecture: Architecture, purpose: Purpose = "search") -> Outcome:
+    def measure(
+        self,
+        candidate_id: int,
+        architecture: Architecture,
+        purpose: Purpose = "search",
+        protocol: Protocol | None = None,
+    ) -> Outcome:
         special = self.before(self, architecture, candidate_id)
         if self.is_cancelled:
             raise Interrupted("cancelled")
