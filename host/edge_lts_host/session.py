@@ -37,6 +37,7 @@ FINAL_STATES = ("done", "stopped", "failed", "interrupted", "unknown")
 # An emulated board needs seconds to start Python and numpy.
 QUICK_S = 120.0
 START_S = 600.0
+PROOF_S = 1200.0  # importing torch takes 100 s on an emulated board
 PUT_S = 600.0
 PULL_S = 3600.0
 _PIECE_BYTES = 8 << 20
@@ -143,6 +144,12 @@ class Session:
         flags = [*(["--keep-runs"] if keep_runs else []), *(["--dry-run"] if is_dry_run else [])]
         return self._last(["clean", self.place.root, *flags], "cleaned", timeout_s=START_S)
 
+    def doctor(self) -> list[dict[str, Any]]:
+        """What would spoil a run there: `code`, `severity` and `data` of each finding, worst first."""
+        event = self._last(["doctor", "--root", self.place.root], "findings", timeout_s=PROOF_S)
+        findings = event.get("findings")
+        return [each for each in findings if isinstance(each, dict)] if isinstance(findings, list) else []
+
     def measure(
         self,
         architecture: Architecture,
@@ -151,6 +158,7 @@ class Session:
         timeout_s: float,
         memory_headroom: float = 0.2,
         is_emulated: bool = False,
+        meter: str = "none",
     ) -> dict[str, Any]:
         """Measure one architecture in a fresh process; returns its ledger record."""
         request = {
@@ -159,6 +167,7 @@ class Session:
             "candidate_timeout_s": timeout_s,
             "memory_headroom": memory_headroom,
             "is_emulated": is_emulated,
+            "meter": meter,
         }
         argv = ["measure", "--root", self.place.root]
         event = self._last(argv, "outcome", timeout_s=timeout_s + START_S, stdin=json.dumps(request).encode("ascii"))

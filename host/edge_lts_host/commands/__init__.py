@@ -13,6 +13,7 @@ from typing import Protocol, cast
 VERBS = (
     "targets",
     "devices",
+    "doctor",
     "deploy",
     "run",
     "status",
