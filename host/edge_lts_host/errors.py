@@ -7,6 +7,7 @@
         ├── TargetError                          2  a target or inventory file; names file and key
         ├── StoreError                           1  what edge-lts keeps on this machine is damaged or cannot be written
         ├── PreflightError                       5  the board cannot do it: what is missing, what to do about it
+        ├── StrictError                          6  --strict: members of a frontier were disturbed while being measured
         ├── CommandError                         1  a command ran on the far side and failed
         ├── AgentProtocolError                   1  the agent said something that is not its protocol
         └── TransportError                       4  the link failed; the command may or may not have run
@@ -93,6 +94,12 @@ class PreflightError(HostError):
 
     def __str__(self) -> str:
         return f"{self.missing}; {self.remedy}" if self.remedy else self.missing
+
+
+class StrictError(HostError):
+    """`--strict` rejects a frontier. It was reported all the same: this says which members and what to do."""
+
+    exit_code = 6
 
 
 class CommandError(HostError):

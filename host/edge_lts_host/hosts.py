@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from edge_lts_host import meters
 from edge_lts_host.errors import StoreError, TargetError, UsageError
 from edge_lts_host.targets import LOCAL, Target, get_target, load_targets
 from edge_lts_host.toml_files import BadToml, read_toml, state_dir
@@ -218,7 +219,7 @@ def _device(path: Path, name: str, table: Mapping[str, Any], target: str | None)
         raise TargetError(
             path, key, "an inventory holds no passwords: use keys (ssh-copy-id) or answer on the terminal"
         )
-    _only(path, f"{key}.", table, ("host", "target", "tags"))
+    _only(path, f"{key}.", table, ("host", "target", "tags", "power"))
     host = table.get("host", name)
     if not isinstance(host, str):
         raise TargetError(path, f"{key}.host", f"must be [USER@]HOST[:PORT], not {host!r:.60}")
@@ -231,7 +232,22 @@ def _device(path: Path, name: str, table: Mapping[str, Any], target: str | None)
         destination=host,
         target=_word(path, f"{key}.target", table.get("target")) or target,
         tags=_words(path, f"{key}.tags", table.get("tags", [])),
+        extra=_power(path, f"{key}.power", table.get("power")),
     )
+
+
+def _power(path: Path, key: str, value: object) -> dict[str, Any]:
+    """[devices.NAME.power] with `kind` and `port`, as --meter writes them; {} where there is none."""
+    if value is None:
+        return {}
+    table = _table(path, key, value)
+    _only(path, f"{key}.", table, ("kind", "port"))
+    text = ":".join(str(table[name]) for name in ("kind", "port") if table.get(name))
+    try:
+        meters.parse(text)
+    except UsageError as exc:
+        raise TargetError(path, key, str(exc).partition(": ")[2]) from exc
+    return {"meter": text}
 
 
 def _only(path: Path, prefix: str, data: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -356,7 +372,7 @@ def _merge(entry: HostEntry, remembered: Mapping[str, HostEntry]) -> HostEntry:
     same = [other for other in remembered.values() if other.destination == entry.destination]
     if not same:
         return entry
-    return replace(same[0], name=entry.name, tags=entry.tags)
+    return replace(same[0], name=entry.name, tags=entry.tags, extra={**same[0].extra, **entry.extra})
 
 
 def _matches(limit: str, entry: HostEntry, groups: Mapping[str, tuple[str, ...]]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, resolve_objectives
 from edge_lts.records import Protocol, RunSpec
-from edge_lts_host import spaces
+from edge_lts_host import meters, spaces
 from edge_lts_host.errors import UsageError
 from edge_lts_host.hosts import HostEntry
 from edge_lts_host.targets import Target
@@ -40,13 +40,18 @@ def constraints(args: argparse.Namespace) -> tuple[Constraint, ...]:
 def protocol(args: argparse.Namespace, target: Target | None) -> Protocol:
     """--protocol with what the command line and the target change in it."""
     changes: dict[str, Any] = {}
-    for name in ("prompt_tokens", "context_tokens", "mem_len", "threads"):
+    for name in ("prompt_tokens", "context_tokens", "mem_len", "threads", "precision", "heat"):
         value = getattr(args, name)
         if value is not None:
             changes[name] = value
     if target is not None and target.threads and args.protocol == "default":
         changes.setdefault("threads", target.threads)
     return Protocol.named(args.protocol, **changes)
+
+
+def meter(args: argparse.Namespace, entry: HostEntry) -> str:
+    """--meter, else what the inventory says of that board, else whatever the board has."""
+    return str(args.meter or entry.extra.get("meter") or "auto")
 
 
 def commands(texts: Sequence[str] | None) -> tuple[CommandObjective, ...]:
@@ -74,18 +79,29 @@ def objectives(text: str | None, own: Sequence[CommandObjective] = ()) -> tuple[
     return tuple(names)
 
 
-def strategy(args: argparse.Namespace, own: Sequence[CommandObjective], say: Callable[[str], None]) -> str:
+def strategy(
+    args: argparse.Namespace,
+    own: Sequence[CommandObjective],
+    say: Callable[[str], None],
+    *,
+    searched: Sequence[str] = (),
+    space: Mapping[str, Any] | None = None,
+) -> str:
     """--strategy; without it guided, or evolution where guided cannot search. Raises UsageError for what cannot be."""
     chosen: str | None = args.strategy
-    if own and chosen is None:
-        say(f"--strategy evolution: guided cannot predict {own[0].name}, whose values come from a command")
+    reason = ""
+    if own:
+        reason = f"cannot predict {own[0].name}, whose values come from a command"
+    elif "energy_j_per_token" in searched:
+        reason = "cannot predict energy_j_per_token, which is no sum over layers"
+    elif ((space or {}).get("genes") or {}).get("precision"):
+        reason = "models one precision, and in this space it is a gene"
+    if reason and chosen is None:
+        say(f"--strategy evolution: guided {reason}")
         chosen = "evolution"
     chosen = chosen or "guided"
-    if own and chosen == "guided":
-        raise UsageError(
-            f"--strategy guided cannot predict {own[0].name}, whose values come from a command: "
-            "use --strategy evolution or random"
-        )
+    if reason and chosen == "guided":
+        raise UsageError(f"--strategy guided {reason}: use --strategy evolution or random")
     if args.widen and chosen != "guided":
         raise UsageError(f"--widen is for --strategy guided, not for {chosen}")
     return chosen
@@ -148,7 +164,6 @@ def make_spec(
     emulated = is_emulated(entry, target)
     own = commands(args.objective_command)
     searched = objectives(args.objectives, own)
-    chosen = strategy(args, own, lambda text: say(f"{entry.name}: {text}"))
     memory = memory_bytes(entry, target)
     if args.space is not None:
         space, _ = spaces.load_space(args.space)
@@ -156,6 +171,7 @@ def make_spec(
         choice = spaces.default_space(args.budget, memory, protocol=rules, is_emulated=emulated)
         space = choice.space
         say(f"{entry.name}: searching the space {choice.name}: {choice.reason} (--space NAME|FILE to choose)")
+    chosen = strategy(args, own, lambda text: say(f"{entry.name}: {text}"), searched=searched, space=space)
     settings: dict[str, Any] = {}
     if chosen == "guided":
         n_expected = expected_candidates(args, space, memory, rules, emulated=emulated)
@@ -178,6 +194,8 @@ def make_spec(
         candidate_timeout_s=timeout_s,
         memory_headroom=target.memory_headroom,
         is_emulated=emulated,
+        meter=meters.board_meter(meter(args, entry)),
+        is_tuned=args.tune,
     )
 
 

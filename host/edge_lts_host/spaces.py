@@ -108,11 +108,11 @@ def seconds_per_candidate(decoder_params: int, head_params: int, protocol: Proto
     """Crude time that measuring one candidate takes on a slow board; see docs/search.md.
 
     Prefill is bound by arithmetic: 2 operations per decoder parameter and prompt token. Decoding is bound by memory: 4
-    bytes of each decoder and head parameter per token. Each is done `warmup` and sample times, on top of a fixed cost
-    per process.
+    bytes of each decoder and head parameter per token. Each is done `warmup` times and for half of the samples that
+    sampling may take, on top of a fixed cost per process.
     """
-    n_prefill = protocol.warmup + protocol.prefill_samples
-    n_decode = protocol.warmup + protocol.decode_samples
+    n_prefill = protocol.warmup + protocol.prefill_samples // 2
+    n_decode = protocol.warmup + protocol.decode_samples // 2
     head_positions = protocol.prompt_tokens if protocol.logits == "all" else 1
     prefill_s = 2.0 * (decoder_params * protocol.prompt_tokens + head_params * head_positions) / ASSUMED_FLOPS
     decode_s = max(4.0 * (decoder_params + head_params) / ASSUMED_BYTES_PER_S, protocol.min_sample_s)
@@ -170,7 +170,7 @@ def candidates_that_fit(
     try:
         space = SearchSpace.from_json(data)
         if memory_bytes is not None:
-            space = space.restricted(max_weight_bytes=memory_bytes)
+            space = space.restricted(max_weight_bytes=memory_bytes, precision=protocol.precision)
     except SpaceError:
         return None
     median_s = _median_seconds(space, protocol) * (EMULATION_FACTOR if is_emulated else 1.0)

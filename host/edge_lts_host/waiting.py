@@ -8,6 +8,7 @@ the end here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ STOP_S = 3600.0  # one measurement may have to end first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--wait, --detach and --wait-timeout; None for both means: wait on this machine, detach elsewhere."""
+    """--wait, --detach, --wait-timeout and --strict; without the first two: wait on this machine, detach elsewhere."""
     group = parser.add_argument_group("waiting")
     either = group.add_mutually_exclusive_group()
     either.add_argument(
@@ -39,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=duration("--wait-timeout"),
         default=None,
         help="wait no longer than that; the run goes on (exit code 124)",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="when waiting: exit code 6 if members of the frontier were disturbed while they were measured",
     )
 
 
@@ -61,21 +67,27 @@ def serve(args: argparse.Namespace, work: Callable[[Job, Session], Any]) -> int:
     return exit_code(results)
 
 
+def is_waiting(args: argparse.Namespace, is_local: bool) -> bool:
+    """Whether runs that have just begun are followed; `is_local`: all of them on this machine."""
+    return bool(args.wait or args.wait_timeout is not None or (not args.detach and is_local))
+
+
 def after_start(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """What `run` and `resume` do once runs have begun: wait and report, or say how to look on."""
     from edge_lts_host.report import render
 
-    is_waiting = args.wait or args.wait_timeout is not None or (not args.detach and all(job.is_local for job in jobs))
-    if is_waiting:
+    if is_waiting(args, all(job.is_local for job in jobs)):
         return wait(args, jobs)
     one = f" {jobs[0].run_id}" if len(jobs) == 1 else " --all"
     render.talk(f"the search goes on by itself; to look: edge-lts status{one}")
+    if args.strict:
+        render.talk(f"--strict looks at a frontier when it is shown: edge-lts report --strict{one}")
     return 0
 
 
 def wait(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    """Follow the jobs to their end and print their frontiers."""
-    from edge_lts_host import follow
+    """Follow the jobs to their end and print their frontiers. Meters of this machine are recorded meanwhile."""
+    from edge_lts_host import follow, meters
     from edge_lts_host.commands import common
     from edge_lts_host.fleet import exit_code, side_by_side
     from edge_lts_host.report import render
@@ -84,9 +96,13 @@ def wait(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     is_live = len(jobs) == 1 and render.shows_progress()
     followers = {job.run_id: follow.Follower(job, options, render.talk, live=is_live) for job in jobs}
     try:
-        results = side_by_side(
-            jobs, lambda job: followers[job.run_id].until_over(args.wait_timeout), n_parallel=len(jobs)
-        )
+        with contextlib.ExitStack() as recordings:
+            for job in jobs:
+                meter = job.folder.host_meta().get("meter")
+                recordings.enter_context(meters.recording(meter, job.folder.path, render.warn))
+            results = side_by_side(
+                jobs, lambda job: followers[job.run_id].until_over(args.wait_timeout), n_parallel=len(jobs)
+            )
     except KeyboardInterrupt:
         return interrupt(jobs, followers, args)
     for result in results:
@@ -94,8 +110,9 @@ def wait(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
             render.warn(f"{result.item.run_id}: {result.error}")
     code = exit_code(results)
     conclusions = [conclude(result.item, result.value) for result in results if result.error is None]
-    show_frontiers([job for job in jobs if (job.folder / "ledger.jsonl").exists()], args.output)
-    return code or max(conclusions, default=0)
+    shown = show_frontiers([job for job in jobs if (job.folder / "ledger.jsonl").exists()], args.output)
+    refused = refusal(shown) if args.strict else 0
+    return code or max(conclusions, default=0) or refused
 
 
 def interrupt(jobs: Sequence[Job], followers: Mapping[str, Follower], args: argparse.Namespace) -> int:
@@ -159,9 +176,22 @@ def conclude(job: Job, status: Mapping[str, Any] | None) -> int:
     return 0 if state in ("done", "stopped") else 1
 
 
-def show_frontiers(jobs: Sequence[Job], output: str) -> None:
-    """The report of these runs, to stdout."""
+def show_frontiers(jobs: Sequence[Job], output: str) -> Mapping[str, Any]:
+    """The report of these runs, to stdout, and as data."""
     from edge_lts_host.report import compare, pages, render
 
+    report = compare.build_report([job.folder for job in jobs])
     if jobs:
-        render.emit(pages.report(compare.build_report([job.folder for job in jobs]), output))
+        render.emit(pages.report(report, output))
+    return report
+
+
+def refusal(report: Mapping[str, Any]) -> int:
+    """What --strict says against frontiers that were shown, to stderr; the exit code, 0 for nothing."""
+    from edge_lts_host.report import quality, render
+
+    error = quality.strict_error(report)
+    if error is None:
+        return 0
+    render.warn(str(error))
+    return error.exit_code

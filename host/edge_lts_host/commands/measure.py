@@ -29,12 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edge_lts_host import launch
+    import tempfile
+    from pathlib import Path
+
+    from edge_lts_host import launch, meters
     from edge_lts_host.arch_files import load_architecture
     from edge_lts_host.errors import UsageError
     from edge_lts_host.hosts import select_hosts
     from edge_lts_host.payload import build_payload
-    from edge_lts_host.report import render
+    from edge_lts_host.report import render, single
     from edge_lts_host.session import Place, Session, local_place, open_transport
     from edge_lts_host.targets import LOCAL, load_targets
 
@@ -48,28 +51,28 @@ def run(args: argparse.Namespace) -> int:
     payload = build_payload()
     place = local_place(payload) if entry.is_local else Place.of(entry, payload)
     timeout_s = args.candidate_timeout or (launch.EMULATED_TIMEOUT_S if emulated else launch.DEFAULT_TIMEOUT_S)
-    with open_transport(entry, common.ssh_options(args)) as transport:
-        session = Session(transport, place)
-        session.push_agent(payload)
-        record = session.measure(
-            architecture,
-            launch.protocol(args, target),
-            timeout_s=timeout_s,
-            memory_headroom=target.memory_headroom,
-            is_emulated=emulated,
-        )
+    meter = launch.meter(args, entry)
+    with tempfile.TemporaryDirectory() as scratch:
+        with (
+            open_transport(entry, common.ssh_options(args)) as transport,
+            meters.recording(meter, Path(scratch), render.warn),
+        ):
+            session = Session(transport, place)
+            session.push_agent(payload)
+            record = session.measure(
+                architecture,
+                launch.protocol(args, target),
+                timeout_s=timeout_s,
+                memory_headroom=target.memory_headroom,
+                is_emulated=emulated,
+                meter=meters.board_meter(meter),
+            )
+        if meters.is_on_host(meter):
+            from edge_lts_host.meters.energy import with_energy
+
+            record = with_energy(record, Path(scratch) / "meter.jsonl")
     if record.get("kind") == "failure":
         error = record.get("error", {})
         render.warn(f"it could not be measured ({error.get('kind')}): {error.get('message')}")
-    if args.output in ("json", "jsonl"):
-        render.emit(render.record(record, args.output, ()))
-    else:
-        objectives = record.get("objectives", {})
-        row = {"arch_id": record.get("arch_id"), **objectives, "flags": record.get("flags", [])}
-        columns = (
-            ("arch_id", "arch_id", render.text),
-            *((name, *render.OBJECTIVE_CELLS[name]) for name in objectives if name in render.OBJECTIVE_CELLS),
-            ("flags", "flags", render.flag_words),
-        )
-        render.emit(render.record(row, args.output, columns))
+    render.emit(single.page(record, args.output))
     return 0 if record.get("kind") == "evaluation" else 1

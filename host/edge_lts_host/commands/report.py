@@ -20,13 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost-model", action="store_true", help="what layers cost on that board, and how well it predicts"
     )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 6 if members were disturbed while they were measured"
+    )
     common.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host import store
     from edge_lts_host.errors import UsageError
-    from edge_lts_host.report import compare, pages, render
+    from edge_lts_host.report import compare, pages, quality, render
 
     if args.is_all and args.runs:
         raise UsageError("--all means every run: leave out the RUN arguments")
@@ -38,10 +41,14 @@ def run(args: argparse.Namespace) -> int:
     if args.cost_model:
         from edge_lts_host.report import cost_model
 
+        if args.strict:
+            raise UsageError("--strict judges a frontier, which --cost-model does not show: leave out one of them")
         if args.output == "csv":
             raise UsageError("--cost-model has no csv; use -o json")
         render.emit(cost_model.pages([cost_model.cost_report(folder) for folder in folders], args.output))
         return 0
     report = compare.build_report(folders)
     render.emit(pages.report(report, args.output, args.members))
+    if args.strict and (error := quality.strict_error(report)):
+        raise error
     return 0

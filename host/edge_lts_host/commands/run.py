@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from edge_lts_host import waiting
+from edge_lts.precision import PRECISIONS
+from edge_lts_host import meters, waiting
 from edge_lts_host.commands import common
 from edge_lts_host.units import duration, size
 
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--run-id", metavar="ID", help="name of the run (default: made of time and target)")
     add_protocol(parser)
+    parser.add_argument(
+        "--tune", action="store_true", help="fastest CPU governor during the run, through sudo; always put back"
+    )
     add_constraints(parser)
     waiting.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be searched, as JSON, and end")
@@ -78,7 +82,12 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mem-len", metavar="N", type=int, help="segment memory of transformer-xl (default: as --context-tokens)"
     )
-    group.add_argument("--threads", metavar="N", type=int, help="(default: the target's; 0: all cores)")
+    group.add_argument("--threads", metavar="N", type=int, help="(default: the target's; 0: as many as are fastest)")
+    group.add_argument("--precision", choices=PRECISIONS, help="(default: float32)")
+    group.add_argument(
+        "--heat", choices=("burst", "sustained"), help="measure a board that may cool down, or one kept busy"
+    )
+    meters.add_arguments(group)
 
 
 def add_constraints(parser: argparse.ArgumentParser) -> None:
@@ -108,10 +117,17 @@ def run(args: argparse.Namespace) -> int:
         target = launch.target_of(entry, targets)
         run_id = args.run_id or store.new_run_id(target.name)
         specs.append(launch.make_spec(args, entry, target, run_id, render.talk))
+    chosen = [launch.meter(args, entry) for entry in entries]
+    is_waiting = waiting.is_waiting(args, all(entry.is_local for entry in entries))
+    meters.check(chosen, is_waiting=is_waiting or args.dry_run, objectives=specs[0].objectives)
     if args.dry_run:
         documents = [spec.to_json() for spec in specs]
         render.emit(render.dump_json(documents[0] if len(documents) == 1 else documents))
         return 0
+    for text in chosen:
+        if meters.is_on_host(text):
+            name, reading = meters.try_meter(text)  # a wrong port is known before the run begins
+            render.talk(f"{name}: {reading.power_w:.2f} W now")
     return _start(args, list(zip(entries, specs, strict=True)))
 
 
@@ -119,6 +135,7 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
     import shutil
 
     from edge_lts.errors import EdgeLtsError
+    from edge_lts_host import launch
     from edge_lts_host.errors import TransportError
     from edge_lts_host.fleet import Links, exit_code, side_by_side
     from edge_lts_host.follow import Job
@@ -144,6 +161,7 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
                     "destination": entry.destination,
                     "target": spec.target,
                     "run_dir": place.run_dir(spec.run_id),
+                    "meter": launch.meter(args, entry),
                     **place.to_json(),
                 }
             )
@@ -170,7 +188,7 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
     jobs = [result.value for result in results if result.value is not None]
     if not jobs:
         return exit_code(results)
-    is_waiting = args.wait or args.wait_timeout is not None or (not args.detach and all(job.is_local for job in jobs))
+    is_waiting = waiting.is_waiting(args, all(job.is_local for job in jobs))
     announce = render.talk if is_waiting else render.emit
     if args.output in ("json", "jsonl") and not is_waiting:
         rows = [{"run_id": job.run_id, "host": job.entry.name, "target": job.entry.target} for job in jobs]

@@ -89,7 +89,7 @@ def certificates(
     try:
         space = narrowed(SearchSpace.from_json(spec.space), spec.constraints)
         if isinstance(limit, int):
-            space = space.restricted(max_weight_bytes=limit)
+            space = space.restricted(max_weight_bytes=limit, precision=spec.protocol.precision)
         return certify(predictor, space, spec.resolved_objectives, spec.constraints, members)
     except SpaceError:  # nothing left, or too large to solve
         return []

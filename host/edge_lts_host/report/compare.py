@@ -3,9 +3,12 @@
 The frontier is computed here from the ledger with the board's own code, so a run that is still going on, or whose
 frontier.json never arrived, is reported as far as its ledger goes. Beyond the keys of the contract each run says its
 `state`, `spent_s`, `n_failed`, `failures`, the `protocol` with its threads resolved, `is_emulated`, `warnings`,
-`health` (what the frontier says of its space, see `health`), `drift` (how the machine's speed moved) and `certificates`
-(how much faster anything in the space could be, of guided runs); each member its `split`. `comparable` lists the runs
-that measured in the same way: numbers of runs in different lists are never compared.
+`health` (what the frontier says of its space, see `health`), `quality` (how undisturbed it measured, see `quality`),
+`drift` (how the machine's speed moved), `energy` (the meters), `energy_rejected` (records that a meter on the
+workstation gave no value for, by reason), `rank_changes` (who would stand elsewhere on one thread)
+and `certificates` (how much faster anything in the space could be, of guided runs); each member its `split` and
+`energy`. `comparable` lists the runs that measured in the same way: numbers of runs in different lists are never
+compared.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, LedgerError
-from edge_lts.footprint import BYTES_PER_NUMBER, cache_bytes
+from edge_lts.footprint import cache_bytes, place_bytes, precision_of
 from edge_lts.frontier import Member, members
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Protocol, RunSpec, central
 from edge_lts.speed import MIN_PROCESSES, anchors_of
 from edge_lts.stats import median, quantile
+from edge_lts_host.report.decode_time import rank_changes
+from edge_lts_host.report.energy import add_energy, workstation_values
 from edge_lts_host.report.health import genes_of, health
+from edge_lts_host.report.quality import quality
 from edge_lts_host.store import RunFolder
 
 REPORT_SCHEMA_VERSION = 1
@@ -50,7 +56,11 @@ def report_run(folder: RunFolder) -> dict[str, Any]:
     protocol = resolved_protocol(spec, outcomes)
     found = members(outcomes, spec.resolved_objectives, spec.constraints)
     found.sort(key=_sort_key(spec))
+    definite = [member for member in found if not member.probably_dominated]
     entries = [_entry(member, protocol, outcomes) for member in found]
+    evaluations = [outcome for outcome in outcomes if isinstance(outcome, Evaluation)]
+    from_workstation, rejected = workstation_values(folder)
+    meters = add_energy(entries, evaluations, from_workstation)
     searched = [outcome for outcome in outcomes if outcome.purpose == "search"]
     failures = Counter(outcome.kind for outcome in searched if isinstance(outcome, Failure))
     return {
@@ -69,9 +79,13 @@ def report_run(folder: RunFolder) -> dict[str, Any]:
         "n_failed": sum(failures.values()),
         "failures": dict(sorted(failures.items())),
         "warnings": _warnings(entries),
+        "quality": quality(evaluations, entries),
         "drift": _drift(outcomes),
-        "certificates": _certificates(spec, device, outcomes, protocol, found),
-        "health": health([member.architecture for member in found], genes_of(spec.space)),
+        "energy": meters,
+        "energy_rejected": rejected,
+        "rank_changes": rank_changes(entries),
+        "certificates": _certificates(spec, device, outcomes, protocol, definite),
+        "health": health([member.architecture for member in definite], genes_of(spec.space)),
         "frontier": entries,
     }
 
@@ -126,16 +140,17 @@ def resolved_protocol(spec: RunSpec, outcomes: Sequence[Outcome]) -> Protocol:
 
 
 def bytes_split(architecture: Architecture, protocol: Protocol) -> dict[str, int]:
-    """Bytes by place, from the formula: float32 weights, and the cache at the depth at which decoding is timed.
+    """Bytes by place, from the formula: weights, and the cache at the depth at which decoding is timed.
 
     A tied head is the embedding's table and counts there; positions count as embedding.
     """
-    count = architecture.parameter_count
+    precision = precision_of(architecture, protocol)
+    places = place_bytes(architecture, precision)
     return {
-        "embedding": BYTES_PER_NUMBER * (count.embedding + count.position),
-        "head": BYTES_PER_NUMBER * count.head,
-        "decoder": BYTES_PER_NUMBER * count.decoder,
-        "cache": cache_bytes(architecture, protocol.context_tokens),
+        "embedding": places["embedding"] + places["position"],
+        "head": places["head"],
+        "decoder": places["decoder"],
+        "cache": cache_bytes(architecture, protocol.context_tokens, precision),
     }
 
 

@@ -22,7 +22,15 @@ Cell = Callable[[Any], str]
 FLAG_WORDS = {
     "noisy": "noisy timings",
     "contended": "shared its cores",
+    "frozen": "stood still",
+    "stolen": "lost time to other VMs",
     "swapped": "swapped",
+    "memory_pressure": "short of memory",
+    "throttled": "throttled",
+    "slowed_clock": "slowed clock",
+    "undervolted": "undervolted",
+    "framework_bound": "bound by the framework",
+    "emulated_precision": "precision emulated by this CPU",
 }
 EMULATED_NOTE = "emulated: timings are not performance"
 
@@ -139,6 +147,7 @@ OBJECTIVE_UNITS: dict[str, tuple[str, str, float]] = {
     "decode_latency_s": ("decode", "ms", 1e-3),
     "prefill_latency_s": ("prefill", "ms", 1e-3),
     "peak_memory_bytes": ("peak", "MiB", float(1 << 20)),
+    "energy_j_per_token": ("energy", "mJ/token", 1e-3),
 }
 
 
@@ -159,11 +168,12 @@ def predicted(name: str, value: float | None, measured: Any) -> str:
 
 
 def objective_heading(name: str, *, is_emulated: bool) -> str:
-    """Such as `decode ms`; a timing of an emulated device is marked."""
+    """Such as `decode ms`; a timing, or the energy, of an emulated device is marked."""
     if name not in OBJECTIVE_UNITS:
         return name
     heading, unit, _ = OBJECTIVE_UNITS[name]
-    return f"{heading} {unit}" + (" (emulated)" if is_emulated and name.endswith("_s") else "")
+    is_performance = name.endswith("_s") or name == "energy_j_per_token"
+    return f"{heading} {unit}" + (" (emulated)" if is_emulated and is_performance else "")
 
 
 def _with_unit(name: str) -> Cell:
@@ -179,6 +189,11 @@ OBJECTIVE_CELLS: dict[str, tuple[str, Cell]] = {
 
 def flag_words(flags: Sequence[str]) -> str:
     return ", ".join(FLAG_WORDS.get(flag, text(flag).replace("_", " ")) for flag in flags)
+
+
+def member(entry: Mapping[str, Any]) -> str:
+    """A frontier member's arch_id, behind `~` if it is only probably dominated."""
+    return ("~" if entry["probably_dominated"] else "") + text(entry["arch_id"])
 
 
 def text(value: object, width: int = 80) -> str:
@@ -268,6 +283,11 @@ def table(cells: Sequence[Sequence[str]], headings: Sequence[str], output: str) 
     return tabulate.tabulate(
         cells, headers=list(headings), tablefmt=formats.get(output, "simple"), disable_numparse=True
     )
+
+
+def bullets(lines: Sequence[str], output: str) -> str:
+    """Lines as a list; `md` escapes them."""
+    return "\n".join(f"- {markdown(line) if output == 'md' else line}" for line in lines)
 
 
 def markdown(text: str) -> str:

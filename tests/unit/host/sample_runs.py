@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,42 @@ def write_run(
         meta = {"schema_version": 1, "host": host, "target": target, "destination": f"pi@{host}"}
         (folder / "host.json").write_text(json.dumps(meta) + "\n")
     return folder
+
+
+def change_evaluations(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite the ledger of a run; `change` gets the JSON of each evaluation."""
+    path = folder / "ledger.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "evaluation":
+            change(record)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def observed(**changes: Any) -> dict[str, Any]:
+    """`conditions` as the quality gate leaves them: 20 samples of which 2 were disturbed and taken again."""
+    conditions: dict[str, Any] = {
+        "quality": {
+            "n_retried": 2,
+            "taints": {"contended": 2},
+            "tainted_samples": {"decode_latency_s": [3], "prefill_latency_s": [0]},
+            "steal_share": 0.0,
+            "others_share": 0.01,
+            "cpu_pressure_share": 0.002,
+            "memory_pressure_share": 0.0,
+            "involuntary_switches": 3,
+            "major_faults": 0,
+            "swap_ins": 0,
+            "load_1min": 1.2,
+            "monitoring_s": 0.01,
+        },
+        "health": {
+            "temperature_c": {"before": 52.0, "max": 71.4, "after": 70.0},
+            "frequency_hz": {"before": 600_000_000, "min": 1_500_000_000, "after": 1_500_000_000},
+            "throttle": {"now": 0, "before": 0, "after": 0, "source": "vcio"},
+            "governor": "ondemand",
+        },
+    }
+    for name, change in changes.items():
+        conditions[name] = {**conditions.get(name, {}), **change}
+    return conditions

@@ -43,7 +43,7 @@ def test_a_target_inherits_what_it_does_not_say_but_not_the_description(home: Pa
     write(home / "config/edge-lts/targets", "shelf", 'extends = "rpi5"\n[memory]\nheadroom = 0.3\n')
     shelf = load_targets()["shelf"]
     assert shelf.chain == ("shelf", "rpi5", "arm64")
-    assert (shelf.torch, shelf.threads, shelf.arch, shelf.memory_headroom) == ("2.9.1", 4, "aarch64", 0.3)
+    assert (shelf.torch, shelf.threads, shelf.arch, shelf.memory_headroom) == ("2.9.1", 0, "aarch64", 0.3)
     assert shelf.description == ""
     assert shelf.is_a("shelf")
     assert shelf.is_a("arm64")
