@@ -8,11 +8,16 @@ set -eu
 PACKAGES='
 buildah
 ca-certificates
+cpio
 debian-archive-keyring
 debootstrap
+e2fsprogs
 iproute2
+kmod
 openssh-client
 openssh-server
+openssl
+qemu-system-arm
 qemu-user-static
 util-linux
 '
@@ -29,7 +34,7 @@ missing_packages() {
 }
 
 missing_commands() {
-    for command in ssh sshd qemu-aarch64-static debootstrap ip flock unshare nsenter buildah; do
+    for command in ssh sshd qemu-aarch64-static qemu-system-aarch64 debootstrap cpio depmod ip flock unshare nsenter buildah; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null 2>&1 || printf '%s ' "$command"
     done
 }

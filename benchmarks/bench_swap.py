@@ -1,0 +1,229 @@
+"""Does the quality gate see a swap storm? Trials inside a whole emulated arm64 board, which has a kernel of its own.
+
+    python benchmarks/bench_swap.py [--trials 100]         boots the board, deploys to it, runs, writes the results
+        --disk FILE                                        the disk of such a board that was deployed to before
+
+Undisturbed measurements of one small model alternate with measurements during a storm: a process that touches, page
+after page, more memory than the board has left, with its swap on a file of the disk. Timings under emulation are no
+performance; what counts is that the kernel, its swap and its counters are real, and whether a measurement whose number
+the storm moved by more than 5 % says so.
+
+This file is also what runs on the board, beside the sources (`--inside SITE N`): it speaks JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MOVED, MIN_BOUND = 0.05, 0.92
+EXPECTED = {"swapped", "memory_pressure", "frozen", "contended"}
+SWAP_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 30
+# argv: bytes. Touches every page in turn, so that what it needs next has just been pushed out.
+HOG = """
+import mmap, sys
+size = int(sys.argv[1])
+memory = mmap.mmap(-1, size)
+number = 0
+while True:
+    number += 1
+    for place in range(0, size, 4096):
+        memory[place] = number % 251
+"""
+
+
+def inside(site: str, n_trials: int) -> None:
+    """On the board: one JSON line per measurement."""
+    here = str(Path(__file__).parent)
+    sys.path[:0] = [here, site]
+    from edge_lts.arch import Architecture, LayerSpec
+    from edge_lts.device import memory_available_bytes
+    from edge_lts.measurer import Measurer
+    from edge_lts.records import Evaluation, Protocol
+
+    arch = Architecture(
+        backbone="gpt2", d_model=128, layers=(LayerSpec(d_inner=256, n_head=4),) * 2, vocab_size=4000, max_seq_len=64
+    )
+    protocol = Protocol(threads=1, prompt_tokens=32, context_tokens=32, prefill_samples=8, decode_samples=16)
+    code = f"import sys; sys.path[:0] = [{here!r}]; from edge_lts.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "--site", site]
+    with (
+        open("measurer.log", "ab") as log,
+        Measurer(
+            command, protocol, candidate_timeout_s=300, memory_limit_bytes=None, log=log, is_emulated=True
+        ) as measurer,
+    ):
+        for trial in range(n_trials):
+            is_storm = trial % 2 == 1
+            hog = None
+            if is_storm:
+                size = (memory_available_bytes() or 0) + random.Random(trial).randrange(16, 128) * (1 << 20)
+                hog = subprocess.Popen([sys.executable, "-c", HOG, str(size)])
+                time.sleep(random.Random(trial).uniform(3.0, 8.0))
+            begun = time.monotonic()
+            outcome = measurer.measure(trial, arch)
+            took_s = time.monotonic() - begun
+            if hog is not None:
+                hog.kill()
+                hog.wait()
+                time.sleep(2.0)
+            line: dict[str, Any] = {"trial": trial, "is_storm": is_storm, "took_s": took_s}
+            if isinstance(outcome, Evaluation):
+                conditions = outcome.conditions
+                line.update(
+                    flags=list(outcome.flags),
+                    quality=conditions.get("quality"),
+                    swapped_bytes=conditions["memory"].get("swap_bytes"),
+                    decode_samples_s=outcome.samples["decode_latency_s"],
+                    prefill_samples_s=outcome.samples["prefill_latency_s"],
+                    decode_s=outcome.objectives["decode_latency_s"].median,
+                )
+            else:
+                line.update(failure=outcome.kind, message=outcome.message)
+            print(json.dumps(line), flush=True)
+
+
+def verdict(line: dict[str, Any], references: dict[str, list[float]]) -> dict[str, bool]:
+    """Whether a storm moved the number that a profiler without a gate would have given, and whether it was seen."""
+    if "failure" in line:
+        return {"is_killed": True, "is_moved": True, "is_detected": True}
+    all_s = {kind: statistics.median(line[f"{kind}_samples_s"]) for kind in references}
+    moved = any(value > (1 + MOVED) * references[kind][1] for kind, value in all_s.items())
+    taints = {*line["flags"], *(line["quality"] or {}).get("taints", {})}
+    return {"is_killed": False, "is_moved": moved, "is_detected": bool(taints & EXPECTED)}
+
+
+def evaluate(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each storm against the quiet measurements before and after it."""
+    from trials import lower_bound
+
+    verdicts = []
+    for index, line in enumerate(lines):
+        around = [one for one in lines[max(0, index - 1) : index + 2] if not one["is_storm"] and "failure" not in one]
+        if not line["is_storm"] or not around:
+            continue
+        references = {}
+        for kind in ("decode", "prefill"):
+            medians = sorted(statistics.median(one[f"{kind}_samples_s"]) for one in around)
+            references[kind] = [medians[0], medians[-1]]
+        verdicts.append(verdict(line, references))
+    moved = [one for one in verdicts if one["is_moved"]]
+    n_detected = sum(one["is_detected"] for one in moved)
+    quiet = [line for line in lines if not line["is_storm"] and "failure" not in line]
+    return {
+        "n_storms": len(verdicts),
+        "n_moved": len(moved),
+        "n_detected": n_detected,
+        "n_killed": sum(one["is_killed"] for one in verdicts),
+        "lower_bound": lower_bound(n_detected, len(moved)) if moved else 0.0,
+        "n_quiet": len(quiet),
+        "n_quiet_flagged": sum(bool({*line["flags"]} & EXPECTED) for line in quiet),
+    }
+
+
+def outside(n_trials: int, disk: str) -> int:
+    """On this machine: boot, deploy, run, write."""
+    root = Path(__file__).resolve().parents[1]
+    sys.path[:0] = [str(root)]
+    from common import RESULTS, where, where_line, write_result
+
+    from tests.board.whole import WholeBoard, build_board
+
+    raw = RESULTS / "swap_emulated-arm64_202611.jsonl"
+    original = Path(disk) if disk else None
+    with (
+        WholeBoard(build_board(), memory_bytes=MEMORY_BYTES, disk=original) as board,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        if not disk:
+            print(f"booted; deploying (minutes under emulation) to port {board.port}", flush=True)
+            environ = {**os.environ, "PYTHONPATH": f"{root / 'host'}:{root}", "XDG_STATE_HOME": scratch}
+            subprocess.run(
+                [
+                    sys.executable, "-m", "edge_lts_host", "deploy", "--host", f"pi@{board.address}:{board.port}",
+                    "--identity", board.identity_file, "--known-hosts", board.known_hosts,
+                ],
+                env=environ,
+                check=True,
+            )  # fmt: skip
+        with raw.open("w") as out:
+            lines = run_on(board, n_trials, out)
+    result = {
+        "what": "measurements during a swap storm that were seen or ended",
+        "command": f"python benchmarks/bench_swap.py --trials {n_trials}",
+        **evaluate(lines),
+        "conditions": where(board="qemu-system-aarch64, cortex-a72, 2 cores, 1 GiB, swap file of 1 GiB"),
+    }
+    write_result(raw.with_suffix(".json"), result, page(result, raw.name, where_line(result["conditions"])))
+    return 0 if result["lower_bound"] >= MIN_BOUND else 1
+
+
+def page(result: dict[str, Any], raw: str, conditions: str) -> list[str]:
+    return [
+        "# Is a swap storm seen?",
+        "",
+        conditions,
+        f"`{result['command']}`; raw: [{raw}]({raw}). On an emulated board (qemu-system-aarch64, 1 GiB, a swap file), "
+        "whose timings are no performance.",
+        "",
+        "| storms | moved by > 5 % | seen | 95 % lower bound | ended by the watchdog | quiet | of these flagged |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {result['n_storms']} | {result['n_moved']} | {result['n_detected']} | {result['lower_bound']:.3f} | "
+        f"{result['n_killed']} | {result['n_quiet']} | {result['n_quiet_flagged']} |",
+        "",
+        f"- Limit of the bound: {MIN_BOUND}. Seen: flagged, or with samples tainted, as swapped, short of memory, "
+        "frozen or contended; what the watchdog ends is a failure of kind oom and counts as seen. Moved: above both "
+        "quiet neighbours.",
+    ]
+
+
+def run_on(board: Any, n_trials: int, out: Any) -> list[dict[str, Any]]:
+    """Swap on, this very file over, and the lines that it prints there."""
+    board.ssh(
+        f"sudo sh -c 'fallocate -l {SWAP_BYTES} /swap && chmod 600 /swap && mkswap -q /swap && swapon /swap'",
+        timeout_s=300,
+    )
+    target = f"{board.user}@{board.address}"
+    here = Path(__file__).resolve()
+    files = [str(here), str(here.parents[1] / "edge_lts")]
+    subprocess.run(["scp", "-q", "-r", *scp_options(board), *files, f"{target}:"], check=True)
+    command = f"python3 bench_swap.py --inside $(ls -d $HOME/.local/share/edge-lts/env/*/ | head -n 1) {n_trials}"
+    lines = []
+    with subprocess.Popen(
+        ["ssh", *board.ssh_options, target, command], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            line = json.loads(text)
+            lines.append(line)
+            out.write(text)
+            out.flush()
+            said = line.get("failure") or f"{line['flags']} {(line['quality'] or {}).get('taints')}"
+            storm = "storm" if line["is_storm"] else "quiet"
+            print(f"{line['trial'] + 1}/{n_trials} {storm} {line['took_s']:.1f} s {said}", flush=True)
+    return lines
+
+
+def _option(name: str, default: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
+
+
+def scp_options(board: Any) -> list[str]:
+    return [word if word != "-p" else "-P" for word in board.ssh_options]
+
+
+if __name__ == "__main__":
+    if "--inside" in sys.argv:
+        place = sys.argv.index("--inside")
+        inside(sys.argv[place + 1], int(sys.argv[place + 2]))
+    else:
+        sys.exit(outside(int(_option("--trials", "100")), _option("--disk", "")))

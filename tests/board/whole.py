@@ -1,0 +1,184 @@
+"""A whole arm64 board without hardware: Debian's own kernel booted by qemu-system-aarch64, with systemd and a console.
+
+What `tests.board.emulated` cannot have, because its boards share this machine's kernel: swap of its own (also on
+zram), a boot that takes time, memory that really runs out, a serial console. `scripts/arm64_board.sh` builds what is
+booted. Pulling the plug is SIGKILL for the emulator: what the board had not written to its disk is lost.
+
+It reaches nothing (qemu's `restrict=on`); this machine reaches its SSH server at a loopback port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from tests.board.emulated import REPOSITORY, SEARCH_PATH, USER, BoardError
+
+BOOT_TIMEOUT_S = 240
+COMMANDS = ("qemu-system-aarch64", "debootstrap", "cpio", "mkfs.ext4", "ssh")
+
+
+def missing_prerequisite() -> str | None:
+    """Why there can be no whole board here, or None."""
+    if os.name != "posix" or os.uname().sysname != "Linux":
+        return "a whole board needs Linux"
+    if os.getuid() != 0:
+        return "building a whole board needs root"
+    missing = [command for command in COMMANDS if shutil.which(command, path=SEARCH_PATH) is None]
+    return f"not installed: {', '.join(missing)} (scripts/system_packages.sh)" if missing else None
+
+
+def build_board() -> Path:
+    """The folder with kernel, initrd and disk; minutes when it is built, an instant afterwards."""
+    script = REPOSITORY / "scripts" / "arm64_board.sh"
+    environ = {**os.environ, "PATH": SEARCH_PATH}
+    done = subprocess.run([script], capture_output=True, text=True, check=False, env=environ)
+    if done.returncode:
+        raise BoardError(f"{script.name} failed: {done.stderr.strip()[-2000:]}")
+    return Path(done.stdout.strip())
+
+
+class WholeBoard:
+    """A booted board; a context manager. Its disk is a copy, kept until the end: `reboot` finds what was written."""
+
+    def __init__(
+        self, parts: Path, *, memory_bytes: int = 3 << 30, cpu: str = "cortex-a72", disk: Path | None = None
+    ) -> None:
+        """`disk` is copied instead of the fresh one: that of a board which was deployed to before."""
+        self._parts, self._memory_bytes, self.cpu = parts, memory_bytes, cpu
+        self._original = disk or parts / "disk.img"
+        self.user, self.address, self.port = USER, "127.0.0.1", 0
+        boards = parts.parent / "boards"
+        boards.mkdir(exist_ok=True)
+        _sweep(boards)
+        self.directory = Path(tempfile.mkdtemp(prefix=f"whole-{os.getpid()}-", dir=boards))
+        self.disk = self.directory / "disk.img"
+        self.identity_file = self.directory / "identity"
+        self.known_hosts = self.directory / "known_hosts"
+        self.console = ""  # the pseudo-terminal that its serial console is, while it is on
+        self._qemu: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> WholeBoard:
+        try:
+            subprocess.run(["cp", "--sparse=always", self._original, self.disk], check=True)
+            shutil.copy(self._parts / "identity", self.identity_file)
+            self.identity_file.chmod(0o600)
+            self.power_on()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.power_off()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def power_on(self, *, wait: bool = True) -> None:
+        """Boot; returns when SSH answers, after 20 to 60 s, unless `wait` is false."""
+        if self._qemu is not None:
+            raise BoardError("the board is already on")
+        self.port = self.port or _free_port()
+        host_key = (self._parts / "known_host_key.pub").read_text(encoding="ascii")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {host_key}", encoding="ascii")
+        log = self.directory / "qemu.log"
+        with log.open("wb") as output:
+            self._qemu = subprocess.Popen(
+                [
+                    "qemu-system-aarch64", "-M", "virt", "-cpu", self.cpu, "-smp", "2",
+                    "-m", str(self._memory_bytes >> 20), "-display", "none", "-monitor", "none",
+                    "-kernel", self._parts / "vmlinuz", "-initrd", self._parts / "initrd.img",
+                    "-append", "console=ttyAMA0 quiet psi=1",
+                    "-drive", f"file={self.disk},if=none,format=raw,id=disk",
+                    "-device", "virtio-blk-device,drive=disk",
+                    "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:{self.address}:{self.port}-:22",
+                    "-device", "virtio-net-device,netdev=net", "-serial", "pty",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not (found := re.search(r"redirected to (/dev/pts/\d+)", log.read_text(errors="replace"))):
+            if self._qemu.poll() is not None or time.monotonic() > deadline:
+                raise BoardError(f"qemu did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.05)
+        self.console = found[1]
+        if wait:
+            self.wait_for_ssh()
+
+    def wait_for_ssh(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            done = self.ssh("true", timeout_s=30, check=False)
+            if done.returncode == 0:
+                return
+            if time.monotonic() > deadline:
+                raise BoardError(f"no SSH after {timeout_s:g} s: {done.stderr.strip()[-500:]}")
+            time.sleep(1)
+
+    def power_off(self) -> None:
+        """Pull the plug."""
+        qemu, self._qemu = self._qemu, None
+        if qemu is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(qemu.pid, signal.SIGKILL)
+            qemu.wait(timeout=30)
+
+    def reboot(self) -> None:
+        self.power_off()
+        self.power_on()
+
+    @property
+    def ssh_options(self) -> list[str]:
+        """Options by which OpenSSH's own client logs in without asking and without the caller's configuration."""
+        settings = {
+            "Port": self.port,
+            "IdentityFile": self.identity_file,
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": self.known_hosts,
+            "StrictHostKeyChecking": "yes",
+            "BatchMode": "yes",
+            "ConnectTimeout": 10,
+        }
+        return ["-F", "none", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
+
+    def ssh(self, command: str, *, timeout_s: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a shell command on the board as `pi`; `sudo` asks for no password."""
+        argv = ["ssh", *self.ssh_options, f"{self.user}@{self.address}", command]
+        try:
+            return subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=check, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired as error:
+            if check:
+                raise
+            return subprocess.CompletedProcess(argv, 255, "", str(error))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _sweep(boards: Path) -> None:
+    """Remove what boards of killed test runs left behind."""
+    for folder in boards.glob("whole-*"):
+        pid = folder.name.split("-")[1]
+        if not pid.isdigit() or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
