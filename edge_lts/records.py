@@ -11,7 +11,6 @@ silently: an unknown key of a known version is an error, except in `conditions`,
 are open by design.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
@@ -20,6 +19,13 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, FailureKind, LedgerError, SpecError
 from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, Objective, resolve_objectives
 from edge_lts.precision import PRECISIONS
+from edge_lts.values import Interval as Interval
+from edge_lts.values import Measurement as Measurement
+from edge_lts.values import Value as Value
+from edge_lts.values import central as central
+from edge_lts.values import number
+from edge_lts.values import value_from_json as value_from_json
+from edge_lts.values import value_to_json as value_to_json
 
 SCHEMA_VERSION = 1
 
@@ -43,8 +49,6 @@ TAINTS = (
     "undervolted",
 )
 NOTES = ("framework_bound", "emulated_precision")
-Interval = tuple[float, float]
-_LARGEST = sys.float_info.max
 
 
 def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) -> None:
@@ -56,86 +60,6 @@ def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) 
         raise error(
             f"{what} has schema_version {version}; this edge-lts reads up to {SCHEMA_VERSION}: upgrade edge-lts"
         )
-
-
-def _number(what: str, value: object, error: type[EdgeLtsError]) -> float:
-    # Not math.isfinite: that raises OverflowError for an integer beyond the largest float.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
-        raise error(f"{what} must be a finite number, not {value!r:.40}")
-    return value
-
-
-def _interval(what: str, value: object, error: type[EdgeLtsError]) -> Interval | None:
-    if value is None:
-        return None
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise error(f"{what} must be [low, high] or null, not {value!r:.80}")
-    low, high = (_number(what, bound, error) for bound in value)
-    if low > high:
-        raise error(f"{what} is the wrong way round: {low} > {high}")
-    return (low, high)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """A measured value: median of `n` samples, median absolute deviation, 95 % intervals (design §4).
-
-    `ci95` speaks of this occasion: it covers the median that more samples now would approach. `pi95` is what a fresh
-    process at another time would show; it needs at least three processes and is None otherwise. A single reading, such
-    as a memory watermark, has n = 1 and neither.
-    """
-
-    median: float
-    mad: float | None = None
-    ci95: Interval | None = None
-    pi95: Interval | None = None
-    n: int = 1
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "median": self.median,
-            "mad": self.mad,
-            "ci95": None if self.ci95 is None else list(self.ci95),
-            "pi95": None if self.pi95 is None else list(self.pi95),
-            "n": self.n,
-        }
-
-    @classmethod
-    def from_json(cls, data: object) -> "Measurement":
-        if not isinstance(data, Mapping):
-            raise LedgerError(f"a measured value must be an object, not {data!r:.80}")
-        n = data.get("n")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise LedgerError(f"n of a measured value must be a positive integer, not {n!r:.40}")
-        mad = data.get("mad")
-        return cls(
-            median=_number("median", data.get("median"), LedgerError),
-            mad=None if mad is None else _number("mad", mad, LedgerError),
-            ci95=_interval("ci95", data.get("ci95"), LedgerError),
-            pi95=_interval("pi95", data.get("pi95"), LedgerError),
-            n=n,
-        )
-
-
-# An objective's value: exact (a count) or measured; None where this board cannot measure it.
-Value = int | float | Measurement | None
-
-
-def value_to_json(value: Value) -> Any:
-    return value.to_json() if isinstance(value, Measurement) else value
-
-
-def value_from_json(value: object) -> Value:
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return Measurement.from_json(value)
-    return _number("an objective", value, LedgerError)
-
-
-def central(value: Value) -> float | None:
-    """The number to compare by: the median of a measured value, the value itself otherwise."""
-    return value.median if isinstance(value, Measurement) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,9 +117,9 @@ class Protocol:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise SpecError(f"{name} must be an integer of at least {minimum}, not {value!r:.40}")
-        if not 0 <= _number("min_sample_s", self.min_sample_s, SpecError) <= 10:
+        if not 0 <= number("min_sample_s", self.min_sample_s, SpecError) <= 10:
             raise SpecError(f"min_sample_s must lie between 0 and 10 seconds, not {self.min_sample_s}")
-        if not 0 <= _number("ci_fraction", self.ci_fraction, SpecError) < 1:
+        if not 0 <= number("ci_fraction", self.ci_fraction, SpecError) < 1:
             raise SpecError(f"ci_fraction must lie in [0, 1), not {self.ci_fraction}")
 
     @classmethod
@@ -328,7 +252,7 @@ def outcome_from_json(data: object) -> Outcome:
         "candidate_id": candidate_id,
         "architecture": architecture,
         "purpose": purpose,
-        "spent_s": _number("spent_s", data.get("spent_s"), LedgerError),
+        "spent_s": number("spent_s", data.get("spent_s"), LedgerError),
         "measured_at": str(data.get("measured_at", "")),
     }
     if data.get("kind") == "failure":
@@ -347,12 +271,12 @@ def outcome_from_json(data: object) -> Outcome:
     return Evaluation(
         objectives={str(name): value_from_json(value) for name, value in data["objectives"].items()},
         samples={
-            str(name): [_number("a sample", sample, LedgerError) for sample in samples]
+            str(name): [number("a sample", sample, LedgerError) for sample in samples]
             for name, samples in data["samples"].items()
             if isinstance(samples, list)
         },
         conditions=dict(data["conditions"]),
-        predicted={str(name): _number("a prediction", value, LedgerError) for name, value in data["predicted"].items()},
+        predicted={str(name): number("a prediction", value, LedgerError) for name, value in data["predicted"].items()},
         flags=tuple(flags),
         **common,
     )
@@ -450,10 +374,10 @@ class RunSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise SpecError(f"{name} must be an integer of at least {minimum}, not {value!r:.40}")
         for name in ("budget_s", "candidate_timeout_s"):
-            if _number(name, getattr(self, name), SpecError) <= 0:
+            if number(name, getattr(self, name), SpecError) <= 0:
                 raise SpecError(f"{name} must be positive")
         for name in ("confirm_fraction", "memory_headroom"):
-            if not 0 <= _number(name, getattr(self, name), SpecError) < 1:
+            if not 0 <= number(name, getattr(self, name), SpecError) < 1:
                 raise SpecError(f"{name} must lie in [0, 1)")
 
     @property

@@ -24,6 +24,7 @@ MAX_JSON_BYTES = 16 << 20
 
 # In the device root, beside agents/, env/ and runs/.
 BOARD_LOCK, ROOT_MARKER = "board.lock", ".edge-lts-root"
+TUNED = "tuned.json"  # while a governor is changed (edge_lts.tuning)
 
 
 def now_utc() -> str:

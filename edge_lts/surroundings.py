@@ -18,9 +18,18 @@ from edge_lts.device import SYSTEM
 from edge_lts.health import Sensors
 from edge_lts.heat import CoolDown, Steady
 from edge_lts.records import DeviceInfo, Evaluation, Outcome, RunSpec
-from edge_lts.tuning import Tuned, restore_leftovers
+from edge_lts.runfolder import TUNED
 
 SWEEP_FROM_S = 900.0  # of budget; trying every thread count takes half a minute on four cores
+
+
+def restored_governors(root: Path, system_root: Path = SYSTEM) -> dict[str, str]:
+    """What a run that crashed had left tuned and is put back now, by policy. With the board's lock held."""
+    if not (root / TUNED).exists():
+        return {}
+    from edge_lts.tuning import restore_leftovers  # hardly ever needed, and the supervisor is to stay small
+
+    return restore_leftovers(root, system_root)
 
 
 class Surroundings(AbstractContextManager["Surroundings"]):
@@ -51,13 +60,15 @@ class Surroundings(AbstractContextManager["Surroundings"]):
         return self._placement.threads
 
     def __enter__(self) -> "Surroundings":
-        put_back = restore_leftovers(self._root, self._system_root)
+        put_back = restored_governors(self._root, self._system_root)
         if put_back:
             self._emit("governor_restored", governors=put_back)
         if self._placement.n_clusters > 1:
             is_pinned = placement.apply(self._placement)
             self._emit("placed", **self._placement.to_json(), is_pinned=is_pinned)
         if self._spec.is_tuned:
+            from edge_lts.tuning import Tuned
+
             self._emit("tuned", **self._stack.enter_context(Tuned(self._root, self._system_root)).result)
         self._sensors = Sensors(self._system_root, cpus=self._placement.cpus)
         self._stack.callback(self._sensors.close)

@@ -22,6 +22,7 @@ from edge_lts.runfolder import (
     MAX_JSON_BYTES,
     REPLACED_FILES,
     ROOT_MARKER,
+    TUNED,
     RunFolder,
 )
 from edge_lts.verbs import runs_of
@@ -135,6 +136,8 @@ def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
     """Remove env/, agents/ and runs/ of a device root. Raises LockedError while a run is alive."""
     import shutil  # 0.5 MB that the supervisor does not need
 
+    from edge_lts.surroundings import restored_governors
+
     if not root.exists() and not root.is_symlink():
         emit({"event": "cleaned", "root": str(root), "sizes": {}, "removed": [], "is_dry_run": is_dry_run})
         return 0
@@ -149,6 +152,7 @@ def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
         for run in runs_of(root):
             if is_locked(run / LOCK):
                 raise LockedError(f"the run {run.name} is alive; stop it before cleaning {root}")
+        restored_governors(root)  # what is known of them is about to go
         event: dict[str, Any] = {"event": "cleaned", "root": str(root), "sizes": sizes, "removed": doomed}
         line = {**event, "is_dry_run": False}
         try:
@@ -173,8 +177,8 @@ def _check_is_ours(root: Path) -> None:
     if facts.st_uid != os.geteuid():
         raise SpecError(f"{root} belongs to another user; clean it as that user")
     found = set(os.listdir(root))
-    if ROOT_MARKER not in found and found - {*OURS, BOARD_LOCK}:
-        strange = sorted(found - {*OURS, BOARD_LOCK})[0]
+    if ROOT_MARKER not in found and found - {*OURS, BOARD_LOCK, TUNED}:
+        strange = sorted(found - {*OURS, BOARD_LOCK, TUNED})[0]
         raise SpecError(
             f"{root} does not look like a folder of edge-lts: it has no {ROOT_MARKER} and holds {strange!r}"
         )

@@ -23,9 +23,9 @@ from typing import Any
 
 from edge_lts.device import SYSTEM, children, read_text
 from edge_lts.job import Identity, boot_id, start_time_ticks
+from edge_lts.runfolder import TUNED as STATE
 from edge_lts.runfolder import read_json, to_bytes, write_atomic
 
-STATE = "tuned.json"  # in the device root
 GOVERNOR = "performance"
 PREFIXES: tuple[tuple[str, ...], ...] = ((), ("sudo", "-n"))
 ANSWER_TIMEOUT_S = 20.0  # sudo looks up names, which takes its time without a network

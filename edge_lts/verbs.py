@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import edge_lts
-from edge_lts import device, placement
+from edge_lts import device
 from edge_lts.__main__ import error_event
 from edge_lts.agent import Emit, MeasurerLike, Supervisor
 from edge_lts.arch import Architecture
@@ -25,7 +25,6 @@ from edge_lts.records import Evaluation, Measurement, Outcome, Protocol, RunSpec
 from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, SPEC, RunFolder, now_utc
 from edge_lts.stats import MIN_PROCESSES_PI95
 from edge_lts.status import ACTIVE_STATES, describe, is_alive
-from edge_lts.tuning import left_behind, restore_leftovers
 
 PROOF_TIMEOUT_S = 900.0  # importing torch takes 100 s on an emulated board
 STDERR_TAIL_BYTES = 2000
@@ -76,6 +75,7 @@ def probe(emit: Emit, *, site: Path | None, root: Path | None, with_torch: bool)
 
 def doctor(emit: Emit, *, site: Path | None, root: Path | None) -> int:
     from edge_lts.checkup import checkup
+    from edge_lts.tuning import left_behind
 
     root = default_root() if root is None else root
     findings = checkup(run_root=root, site=site, prove=lambda: prove_torch(site), left_tuned=lambda: left_behind(root))
@@ -186,9 +186,12 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
     root.mkdir(parents=True, exist_ok=True)
     available = device.memory_available_bytes()
     limit = None if available is None else int(available * (1 - spec.memory_headroom))
+    from edge_lts import placement
+    from edge_lts.surroundings import restored_governors
+
     with Lock(root / BOARD_LOCK, run_id="measure", what=f"this board ({root})"):
         begun_s = time.monotonic()
-        restore_leftovers(root)
+        restored_governors(root)
         placed = placement.place(spec.protocol.threads)
         placement.apply(placed)
         rules = dataclasses.replace(spec.protocol, threads=placed.threads)

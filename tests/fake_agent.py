@@ -47,6 +47,7 @@ class FakeMeasurer:
         self.duration_s = duration_s
         self.start_s = start_s
         self.measured: list[tuple[str, str]] = []
+        self.threads: list[int | None] = []
         self.is_cancelled = self.is_closed = False
         self.memory_limit_bytes: int | None = None
         self.before: Callable[[FakeMeasurer, Architecture, int], Outcome | None] = lambda *_: None
@@ -73,6 +74,7 @@ class FakeMeasurer:
         self.clock.now_s += self.duration_s
         own = architecture.arch_id
         self.measured.append((own, purpose))
+        self.threads.append(None if protocol is None else protocol.threads)
         if special is not None:
             return special
         process = sum(arch_id == own for arch_id, _ in self.measured)
@@ -136,7 +138,8 @@ def device_info(**changes: Any) -> DeviceInfo:
 
 def write_spec(root: Path, run_id: str = "run", **changes: Any) -> RunFolder:
     """A run folder below `root` holding only spec.json."""
-    settings: dict[str, Any] = {"budget_s": 1000.0, "target": "local", "strategy": "random", "protocol": Protocol()}
+    settings: dict[str, Any] = {"budget_s": 1000.0, "target": "local", "strategy": "random"}
+    settings["protocol"] = Protocol(threads=1)  # no sweep of threads, and nothing to measure on one
     settings.update(changes)
     if "constraints" in settings:
         settings["constraints"] = tuple(Constraint.from_json(item) for item in settings["constraints"])

@@ -318,7 +318,6 @@ def test_the_anchor_is_timed_once_a_round(arch: Architecture) -> None:
     medians = found.medians_s()
     assert set(medians) == set(ANCHORS)
     assert all(0 < seconds < 10 for seconds in medians.values())
-    assert medians["decode_latency_s"] < medians["prefill_latency_s"]
 
 
 def test_garbage_collector_rests_and_wakes() -> None:
