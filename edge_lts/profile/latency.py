@@ -219,7 +219,13 @@ def take_samples(
 
 
 def _lacking(timers: tuple[Timer, Timer], caps: tuple[int, int], protocol: Protocol, n_done: int) -> tuple[int, int]:
-    """Samples still wanted of each kind. Without retries left, a tainted one counts like any other."""
+    """Samples still wanted of each kind. Without retries left, a tainted one counts like any other.
+
+    Judged from the round on in which sampling may end: judging takes longer than a short sample's clocks.
+    """
+    untaken = [cap - len(timer.samples_s) for timer, cap in zip(timers, caps, strict=True)]
+    if n_done < MIN_ROUNDS and min(untaken) > 0:
+        return untaken[0], untaken[1]
     verdicts = [timer.judge(cap) for timer, cap in zip(timers, caps, strict=True)]
     is_exhausted = sum(verdict.n_tainted for verdict in verdicts) > protocol.max_retries
     counted = [len(verdict.taints) if is_exhausted else verdict.n_clean for verdict in verdicts]
