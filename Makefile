@@ -17,6 +17,7 @@ test: ## every test; what this machine cannot run is skipped with a reason
 	@scripts/system_packages.sh
 	@scripts/setup.sh dev
 	@scripts/arm64_root.sh > /dev/null || echo "no emulated board: its tests are skipped"
+	@scripts/arm64_board.sh > /dev/null || echo "no whole emulated board: its tests are skipped"
 	.venv/bin/python -m pytest -q --durations=15 tests
 
 check: ## linters and types: ruff, ruff format, mypy --strict, codespell
