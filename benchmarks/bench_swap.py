@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 MOVED, MIN_BOUND = 0.05, 0.92
-EXPECTED = {"swapped", "memory_pressure", "frozen", "contended"}
+EXPECTED = {"swapped", "memory_pressure"}
 SWAP_BYTES = 1 << 30
 MEMORY_BYTES = 1 << 30
 # argv: bytes. Touches every page in turn, so that what it needs next has just been pushed out.
@@ -180,8 +180,8 @@ def page(result: dict[str, Any], raw: str, conditions: str) -> list[str]:
         f"| {result['n_storms']} | {result['n_moved']} | {result['n_detected']} | {result['lower_bound']:.3f} | "
         f"{result['n_killed']} | {result['n_quiet']} | {result['n_quiet_flagged']} |",
         "",
-        f"- Limit of the bound: {MIN_BOUND}. Seen: flagged, or with samples tainted, as swapped, short of memory, "
-        "frozen or contended; what the watchdog ends is a failure of kind oom and counts as seen. Moved: above both "
+        f"- Limit of the bound: {MIN_BOUND}. Seen: flagged, or with samples tainted, as swapped or short of "
+        "memory; what the watchdog ends is a failure of kind oom and counts as seen. Moved: above both "
         "quiet neighbours.",
     ]
 
