@@ -334,6 +334,8 @@ class Supervisor:
             if arch_id is None:
                 break
             self._measure_again(arch_id)
+        if not self._progress.unconfirmed():
+            self._measure_on_one_thread()
         return confirming.reasons()
 
     def _measure_on_one_thread(self) -> None:

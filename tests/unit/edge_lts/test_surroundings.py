@@ -95,6 +95,13 @@ def test_members_are_measured_on_one_thread_and_that_is_part_of_nothing_else(tmp
     assert one.json("status.json")["n_confirmations"] == 2 * len(frontier)
 
 
+def test_one_thread_is_measured_where_nothing_is_left_to_tighten(tmp_path: Path) -> None:
+    one = board(tmp_path, objectives=("decoder_params", "peak_memory_bytes"), max_candidates=4)
+    one.run()
+    assert "one_thread" in purposes(one)
+    assert one.json("status.json")["state"] == "done"
+
+
 def test_a_warm_board_in_burst_mode_is_waited_for_and_the_wait_is_in_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
