@@ -218,6 +218,7 @@ def evaluate(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "n": len(references),
             "n_quiet": len(quiet),
             "n_flagged": n_flagged,
+            "n_flagged_for_interference": sum(bool({*one["flags"]} - {"noisy"}) for one in quiet),
             "flagged_share": n_flagged / len(quiet) if quiet else None,
             "n_with_a_tainted_sample": n_tainted,
         },
@@ -248,7 +249,7 @@ def page(result: dict[str, Any], raw: str) -> list[str]:
         f"- Limit of the bound: {MIN_BOUND}. Those flagged and those mended may be the same.",
         f"- Undisturbed measurements: {quiet['n']}, of which {quiet['n_quiet']} quiet (steal under {QUIET_STEAL:.1%}, "
         f"others under {QUIET_OTHERS:.0%} of the cores); flagged {quiet['n_flagged']} ({share}, limit "
-        f"{MAX_FALSE:.0%}). {quiet['n_with_a_tainted_sample']} had a tainted sample, which was taken again.",
+        f"{MAX_FALSE:.0%}), {quiet['n_flagged_for_interference']} of them for anything but noise. {quiet['n_with_a_tainted_sample']} had a tainted sample, which was taken again.",
         "- `throttle` is a false sysfs tree and a forward that waits; `busy` and `background` share the cores that "
         "measure. A neighbour that only takes memory bandwidth is in none of them, and clocks do not see it.",
     ]
