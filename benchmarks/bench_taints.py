@@ -249,7 +249,8 @@ def page(result: dict[str, Any], raw: str) -> list[str]:
         f"- Limit of the bound: {MIN_BOUND}. Those flagged and those mended may be the same.",
         f"- Undisturbed measurements: {quiet['n']}, of which {quiet['n_quiet']} quiet (steal under {QUIET_STEAL:.1%}, "
         f"others under {QUIET_OTHERS:.0%} of the cores); flagged {quiet['n_flagged']} ({share}, limit "
-        f"{MAX_FALSE:.0%}), {quiet['n_flagged_for_interference']} of them for anything but noise. {quiet['n_with_a_tainted_sample']} had a tainted sample, which was taken again.",
+        f"{MAX_FALSE:.0%}), {quiet['n_flagged_for_interference']} of them for anything but noise. "
+        f"{quiet['n_with_a_tainted_sample']} had a tainted sample, which was taken again.",
         "- `throttle` is a false sysfs tree and a forward that waits; `busy` and `background` share the cores that "
         "measure. A neighbour that only takes memory bandwidth is in none of them, and clocks do not see it.",
     ]
