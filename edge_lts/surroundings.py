@@ -43,11 +43,12 @@ class Surroundings(AbstractContextManager["Surroundings"]):
         emit: Callable[..., None],
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         system_root: Path = SYSTEM,
     ) -> None:
         self._spec, self._root, self._system_root = spec, root, system_root
-        self._emit, self._clock, self._sleep, self._should_stop = emit, clock, sleep, should_stop
+        self._emit, self._clock, self._should_stop = emit, clock, should_stop
+        self._sleep = sleep or time.sleep
         self._stack = ExitStack()
         self._heat = spec.protocol.heat
         self._placement = placement.place(spec.protocol.threads, system_root)

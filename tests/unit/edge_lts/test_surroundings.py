@@ -92,7 +92,7 @@ def test_members_are_measured_on_one_thread_and_that_is_part_of_nothing_else(tmp
     for member in frontier:
         assert set(member["one_thread"]) == {"decode_latency_s", "prefill_latency_s"}
         assert member["n_processes"] == 3
-    assert one.json("status.json")["n_confirmations"] == 2 * len(frontier)
+    assert one.json("status.json")["n_confirmations"] == purposes(one).count("confirm")
 
 
 def test_one_thread_is_measured_where_nothing_is_left_to_tighten(tmp_path: Path) -> None:
