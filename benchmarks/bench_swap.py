@@ -106,13 +106,13 @@ def inside(site: str, n_trials: int) -> None:
 
 
 def swapped_pages() -> int:
-    """Pages that went to and from swap since boot."""
+    """Pages that went back and forthm swap since boot."""
     words = [line.split() for line in Path("/proc/vmstat").read_text().splitlines()]
     return sum(int(number) for name, number in words if name in ("pswpin", "pswpout"))
 
 
 def wait_for_storm() -> None:
-    """Until the hog's pages go to and fro, at most half a minute."""
+    """Until the hog's pages go back and forth, at most half a minute."""
     deadline, before = time.monotonic() + 30, swapped_pages()
     while time.monotonic() < deadline:
         time.sleep(1.0)

@@ -28,7 +28,9 @@ pytestmark = pytest.mark.torch
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE_S = 180.0
-SUPERVISOR_ALLOWANCE_BYTES = 15_000_000
+# bench_agent.py holds it to 15 MB on a quiet machine. On a busy one the frontier, whose intervals are drawn anew each
+# time, is written more often while few candidates are measured: 13.9 to 15.3 MB were seen.
+SUPERVISOR_ALLOWANCE_BYTES = 16_500_000
 QUICK = Protocol(prompt_tokens=8, context_tokens=8, threads=1, prefill_samples=4, decode_samples=4, min_sample_s=0.001)
 
 
