@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from edge_lts import device
+from edge_lts import device, placement
 from edge_lts.arch import Architecture
 from edge_lts.budget import Budget, Durations
 from edge_lts.confirming import Confirming
@@ -29,7 +29,6 @@ from edge_lts.ledger import Ledger, LedgerReader
 from edge_lts.preparation import add_facts, check_meter, check_spec, describe_device, make_searcher, memory_limit_now
 from edge_lts.progress import Progress
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
-from edge_lts.records import Protocol as MeasuringProtocol
 from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, now_utc
 from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
 from edge_lts.surroundings import Surroundings
@@ -44,17 +43,10 @@ MAX_KEPT_TAIL_BYTES = 64 << 10
 ONE_THREAD_FACTOR = 3.0  # how much longer than usual a member may take on one thread
 
 
-class MeasurerLike(Protocol):
+class MeasurerLike(placement.MeasurerLike, Protocol):
     """What the supervisor needs of edge_lts.measurer.Measurer."""
 
     def start(self) -> dict[str, Any]: ...
-    def measure(
-        self,
-        candidate_id: int,
-        architecture: Architecture,
-        purpose: Purpose = "search",
-        protocol: MeasuringProtocol | None = None,
-    ) -> Outcome: ...
     def cancel(self) -> None: ...
     def close(self) -> None: ...
 

@@ -66,6 +66,15 @@ class Member:
         }
 
 
+def latencies(evaluation: Evaluation) -> dict[str, Measurement]:
+    """The latencies among its objectives that were measured, by name."""
+    return {
+        name: value
+        for name, value in evaluation.objectives.items()
+        if name.endswith("_latency_s") and isinstance(value, Measurement)
+    }
+
+
 def members(
     outcomes: Iterable[Outcome], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
 ) -> list[Member]:
@@ -125,11 +134,7 @@ class Frontier:
 
     def add_one_thread(self, arch_id: str, evaluation: Evaluation) -> None:
         """A process on one thread: shown beside a member's values and part of none of them. The last one counts."""
-        self._one_thread[arch_id] = {
-            name: value
-            for name, value in evaluation.objectives.items()
-            if name.endswith("_latency_s") and isinstance(value, Measurement)
-        }
+        self._one_thread[arch_id] = latencies(evaluation)
 
     def has_one_thread(self, arch_id: str) -> bool:
         return arch_id in self._one_thread

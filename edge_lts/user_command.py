@@ -68,7 +68,7 @@ class CommandMeasurer:
         Nothing is asked on one thread, where only latencies count. Raises what `inner` raises, and Interrupted after
         `cancel`.
         """
-        outcome = self._inner.measure(candidate_id, architecture, purpose, protocol)
+        outcome = self._inner.measure(candidate_id, architecture, purpose, protocol=protocol)
         if not isinstance(outcome, Evaluation) or purpose == "one_thread":
             return outcome
         objectives, seconds = dict(outcome.objectives), {}

@@ -20,8 +20,9 @@ from edge_lts.__main__ import error_event
 from edge_lts.agent import Emit, MeasurerLike, Supervisor
 from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, SpecError
+from edge_lts.frontier import latencies
 from edge_lts.job import Identity, Lock, detach, is_locked, read_holder
-from edge_lts.records import Evaluation, Measurement, Outcome, Protocol, RunSpec
+from edge_lts.records import Evaluation, Protocol, RunSpec
 from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, SPEC, RunFolder, now_utc
 from edge_lts.stats import MIN_PROCESSES_PI95
 from edge_lts.status import ACTIVE_STATES, describe, is_alive
@@ -200,25 +201,15 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
             emit({"event": "ready", **measurer.start()})
             outcome = measurer.measure(0, architecture, "single")
             if isinstance(outcome, Evaluation) and rules.threads > 1 and not spec.is_emulated:
-                alone = measurer.measure(0, architecture, "one_thread", dataclasses.replace(rules, threads=1))
-                outcome.conditions["one_thread"] = latencies_json(alone)
+                alone = measurer.measure(0, architecture, "one_thread", protocol=dataclasses.replace(rules, threads=1))
+                found = latencies(alone) if isinstance(alone, Evaluation) else {}
+                outcome.conditions["one_thread"] = {name: value.to_json() for name, value in found.items()}
         finally:
             measurer.close()
     spent_s = round(time.monotonic() - begun_s, 3)
     outcome = dataclasses.replace(outcome, purpose="single", spent_s=spent_s, measured_at=now_utc())
     emit({"event": "outcome", **outcome.to_json()})
     return 0
-
-
-def latencies_json(outcome: Outcome) -> dict[str, Any]:
-    """The measured latencies of an outcome by name; empty for a failure."""
-    if not isinstance(outcome, Evaluation):
-        return {}
-    return {
-        name: value.to_json()
-        for name, value in outcome.objectives.items()
-        if name.endswith("_latency_s") and isinstance(value, Measurement)
-    }
 
 
 def default_root() -> Path:

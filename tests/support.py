@@ -1,8 +1,9 @@
-"""What several kinds of test share: turning a missing prerequisite into a skip or, in CI, into a failure."""
+"""What several kinds of test share: a missing prerequisite skips or, in CI, fails; a board as a tree of files."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +23,12 @@ def require(name: str, ok: object, reason: str) -> None:
     if is_required(name):
         pytest.fail(f"{name} is required (EDGE_LTS_REQUIRE) but missing: {reason}", pytrace=False)
     pytest.skip(f"needs {name}: {reason}")
+
+
+def board(root: Path, files: dict[str, str]) -> Path:
+    """The kernel's files of a pretended board, by their paths below `root`; returns `root`."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root

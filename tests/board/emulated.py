@@ -101,6 +101,20 @@ def build_root() -> Path:
     return Path(done.stdout.strip())
 
 
+def ssh_options(port: int, identity_file: Path, known_hosts: Path, **more: object) -> list[str]:
+    """Options by which OpenSSH's own client logs in without asking and without the caller's configuration."""
+    settings = {
+        "Port": port,
+        "IdentityFile": identity_file,
+        "IdentitiesOnly": "yes",
+        "UserKnownHostsFile": known_hosts,
+        "StrictHostKeyChecking": "yes",
+        "BatchMode": "yes",
+        **more,
+    }
+    return ["-F", "none", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
+
+
 class EmulatedBoard:
     """A running board; a context manager, because it consists of mounts, name spaces and processes.
 
@@ -204,15 +218,7 @@ class EmulatedBoard:
     @property
     def ssh_options(self) -> list[str]:
         """Options by which OpenSSH's own client logs in without asking and without the caller's configuration."""
-        settings = {
-            "Port": self.port,
-            "IdentityFile": self.identity_file,
-            "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": self.known_hosts,
-            "StrictHostKeyChecking": "yes",
-            "BatchMode": "yes",
-        }
-        return ["-F", "none", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
+        return ssh_options(self.port, self.identity_file, self.known_hosts)
 
     def ssh(self, command: str, *, timeout_s: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a shell command on the board as `pi`, the way a person would: ssh pi@BOARD COMMAND."""

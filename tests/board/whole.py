@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tests.board.emulated import REPOSITORY, SEARCH_PATH, USER, BoardError
+from tests.board.emulated import REPOSITORY, SEARCH_PATH, USER, BoardError, ssh_options
 
 BOOT_TIMEOUT_S = 240
 COMMANDS = ("qemu-system-aarch64", "debootstrap", "cpio", "mkfs.ext4", "ssh")
@@ -146,16 +146,7 @@ class WholeBoard:
     @property
     def ssh_options(self) -> list[str]:
         """Options by which OpenSSH's own client logs in without asking and without the caller's configuration."""
-        settings = {
-            "Port": self.port,
-            "IdentityFile": self.identity_file,
-            "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": self.known_hosts,
-            "StrictHostKeyChecking": "yes",
-            "BatchMode": "yes",
-            "ConnectTimeout": 10,
-        }
-        return ["-F", "none", *(word for key, value in settings.items() for word in ("-o", f"{key}={value}"))]
+        return ssh_options(self.port, self.identity_file, self.known_hosts, ConnectTimeout=10)
 
     def ssh(self, command: str, *, timeout_s: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a shell command on the board as `pi`; `sudo` asks for no password."""

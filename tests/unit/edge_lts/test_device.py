@@ -9,6 +9,7 @@ import pytest
 
 from edge_lts import device
 from edge_lts.records import DeviceInfo
+from tests.support import board
 
 PI_CPUINFO = "\n\n".join(
     f"processor\t: {index}\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd crc32\nCPU implementer\t: 0x41\nCPU part\t: {part}"
@@ -21,14 +22,6 @@ X86_CPUINFO = (
 MEMINFO = (
     "MemTotal:        4000000 kB\nMemFree:          100000 kB\nMemAvailable:    3000000 kB\nSwapTotal:  102396 kB\n"
 )
-
-
-def board(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 @pytest.fixture

@@ -8,18 +8,11 @@ import pytest
 
 from edge_lts import health
 from edge_lts.health import Health, Sensors, health_json, taints_between, throttle_c, was_throttled
+from tests.support import board
 
 FIRMWARE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 POLICY = "sys/devices/system/cpu/cpufreq/policy"
 ZONE = "sys/class/thermal/thermal_zone"
-
-
-def board(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 @pytest.fixture
