@@ -4,10 +4,10 @@
         --disk FILE                                        the disk of such a board that was deployed to before
     python benchmarks/bench_swap.py --evaluate             only the page
 
-After each undisturbed measurement of one small model come three during a storm: a process that touches, page after
-page, more memory than the board has left, with its swap on a file of the disk. Timings under emulation are no
-performance; what counts is that the kernel, its swap and its counters are real, and whether a measurement whose number
-the storm moved by more than 5 % says so.
+After each undisturbed measurement of one small model come three that a storm meets on the way: a process that touches,
+page after page, more memory than the board has left, with its swap on a file of the disk. Timings under emulation are
+no performance; what counts is that the kernel, its swap and its counters are real, and whether a measurement whose
+number the storm moved by more than 5 % says so.
 
 This file is also what runs on the board, beside the sources (`--inside SITE N`): it speaks JSON lines.
 """
@@ -15,6 +15,7 @@ This file is also what runs on the board, beside the sources (`--inside SITE N`)
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import statistics
@@ -32,16 +33,25 @@ RAW = "swap_emulated-arm64_202611.jsonl"
 EXPECTED = {"swapped", "memory_pressure", "frozen", "contended"}
 SWAP_BYTES = 1 << 30
 MEMORY_BYTES = 1 << 30
-# argv: bytes. Touches every page in turn, so that what it needs next has just been pushed out.
+BEYOND_MIB = (48, 160)  # more than is available when it begins
+LATEST_S = 4.0  # after the measurement's begin
+PACE_MIB_PER_S = (4, 400)  # that it touches; drawn evenly on a logarithmic scale
+# argv: bytes, seconds to wait, bytes per second. Fills its memory and then touches page after page in turn, so that
+# what it needs next has just been pushed out.
 HOG = """
-import mmap, sys
-size = int(sys.argv[1])
+import mmap, sys, time
+size, pace = int(sys.argv[1]), float(sys.argv[3])
+time.sleep(float(sys.argv[2]))
 memory = mmap.mmap(-1, size)
+step = 1 << 20
+for place in range(0, size - step, step):
+    memory[place:place + step] = bytes([place // step % 251 + 1]) * step
 number = 0
 while True:
     number += 1
-    for place in range(0, size, 4096):
-        memory[place] = number % 251
+    for place in range(0, size - step, step):
+        memory[place:place + step:4096] = bytes([number % 251]) * (step // 4096)
+        time.sleep(step / pace)
 """
 
 
@@ -57,7 +67,9 @@ def inside(site: str, n_trials: int) -> None:
     arch = Architecture(
         backbone="gpt2", d_model=128, layers=(LayerSpec(d_inner=256, n_head=4),) * 2, vocab_size=4000, max_seq_len=64
     )
-    protocol = Protocol(threads=1, prompt_tokens=32, context_tokens=32, prefill_samples=8, decode_samples=16)
+    protocol = Protocol(
+        threads=1, prompt_tokens=32, context_tokens=32, prefill_samples=16, decode_samples=64, ci_fraction=0.0
+    )
     code = f"import sys; sys.path[:0] = [{here!r}]; from edge_lts.__main__ import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "--site", site]
     with (
@@ -70,16 +82,15 @@ def inside(site: str, n_trials: int) -> None:
         try:
             for trial in range(n_trials):
                 is_storm = trial % (STORMS_IN_A_ROW + 1) > 0
-                if is_storm and hog is None:
-                    size = (memory_available_bytes() or 0) + random.Random(trial).randrange(64, 160) * (1 << 20)
-                    hog = subprocess.Popen([sys.executable, "-c", HOG, str(size)])
-                    wait_for_storm()
-                elif not is_storm and hog is not None:
-                    hog.kill()
-                    hog.wait()
-                    hog = None
-                    time.sleep(3.0)
                 pages, begun = swapped_pages(), time.monotonic()
+                if is_storm:
+                    rng = random.Random(trial)
+                    size = (memory_available_bytes() or 0) + rng.randrange(*BEYOND_MIB) * (1 << 20)
+                    low, high = map(math.log, PACE_MIB_PER_S)
+                    pace = math.exp(rng.uniform(low, high)) * (1 << 20)
+                    hog = subprocess.Popen(
+                        [sys.executable, "-c", HOG, str(size), str(rng.uniform(0, LATEST_S)), str(pace)]
+                    )
                 outcome = measurer.measure(trial, arch)
                 line: dict[str, Any] = {
                     "trial": trial,
@@ -100,26 +111,20 @@ def inside(site: str, n_trials: int) -> None:
                 else:
                     line.update(failure=outcome.kind, message=outcome.message)
                 print(json.dumps(line), flush=True)
+                if hog is not None:
+                    hog.kill()
+                    hog.wait()
+                    hog = None
+                    time.sleep(2.0)
         finally:
             if hog is not None:
                 hog.kill()
 
 
 def swapped_pages() -> int:
-    """Pages that went back and forthm swap since boot."""
+    """Pages that went to and from swap since boot."""
     words = [line.split() for line in Path("/proc/vmstat").read_text().splitlines()]
     return sum(int(number) for name, number in words if name in ("pswpin", "pswpout"))
-
-
-def wait_for_storm() -> None:
-    """Until the hog's pages go back and forth, at most half a minute."""
-    deadline, before = time.monotonic() + 30, swapped_pages()
-    while time.monotonic() < deadline:
-        time.sleep(1.0)
-        now = swapped_pages()
-        if now - before > STORM_PAGES:
-            return
-        before = now
 
 
 def n_tainted(line: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """Is trouble seen? Measurements that are disturbed on purpose, each between two that are not.
 
 usage: python benchmarks/bench_taints.py [--trials N] [--kinds K,K] [--threads N] [--out FILE.jsonl] [--evaluate]
+                                         [--with EARLIER.jsonl]
 
 Kinds, in random order:
     busy        a busy loop for each thread that runs and stops in turn, from one round's middle to the next
@@ -15,8 +16,9 @@ A trial is *moved* if the median of all samples, which is what would have been r
 its record is flagged with what this kind should show, or has more samples with that taint than 95 % of the quiet rounds
 have. *Mended* are those whose kept samples are within 5 % of the references again, which drift can also prevent. If a
 reference is flagged for more than noise, nothing can be said. Appends rows and takes up where it was stopped;
-`--evaluate` only computes the page. The limit: per kind, of the moved trials, a one-sided 95 % Clopper-Pearson bound of
-at least 0.92 for detection (36 moved trials if none is missed); and at most 5 % of the quiet rounds flagged.
+`--evaluate` only computes the page. Trials in an EARLIER file count for detection; quiet rounds are those of FILE, for
+the earlier ones were sampled by other rules. The limit: per kind, of the moved trials, a one-sided 95 % Clopper-Pearson
+bound of at least 0.92 for detection (36 moved trials if none is missed); and at most 5 % of the quiet rounds flagged.
 """
 
 from __future__ import annotations
@@ -183,44 +185,25 @@ def judged(row: dict[str, Any], usual: int) -> dict[str, bool] | None:
     }
 
 
-def evaluate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    from trials import lower_bound
-
-    references = [row["after"] for row in rows]
-    quiet = [
-        one
-        for one in references
-        if (one["quality"]["steal_share"] or 0) < QUIET_STEAL and (one["quality"]["others_share"] or 0) < QUIET_OTHERS
-    ]
-    kinds: dict[str, Any] = {}
-    for kind in KINDS:
-        tainted = sorted(n_expected(one, kind) for one in quiet)
-        usual = tainted[int(0.95 * (len(tainted) - 1))] if tainted else 0
-        verdicts = [judged(row, usual) for row in rows if row["kind"] == kind]
-        if not verdicts:
-            continue
-        decided = [verdict for verdict in verdicts if verdict is not None]
-        moved = [verdict for verdict in decided if verdict["moved"]]
-        counts = {name: sum(verdict[name] for verdict in moved) for name in ("detected", "flagged", "mended")}
-        kinds[kind] = {
-            "n_trials": len(verdicts),
-            "n_decided": len(decided),
-            "n_moved": len(moved),
-            **{f"n_{name}": count for name, count in counts.items()},
-            "usual_tainted_samples": usual,
-            "lower_bound": lower_bound(counts["detected"], len(moved)) if moved else 0.0,
-        }
+def evaluate(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    quiet = quiet_rounds(rows)
+    usual, usual_earlier = usual_taints(quiet), usual_taints(quiet_rounds(earlier))
+    verdicts: dict[str, list[dict[str, bool] | None]] = {kind: [] for kind in KINDS}
+    for some, limits in ((rows, usual), (earlier, usual_earlier)):
+        for row in some:
+            verdicts[row["kind"]].append(judged(row, limits[row["kind"]]))
+    kinds = {kind: counted(found) for kind, found in verdicts.items() if found}
     n_flagged = sum(bool(one["flags"]) for one in quiet)
-    n_tainted = sum(bool(one["quality"]["taints"]) for one in quiet)
     return {
         "kinds": kinds,
+        "usual_tainted_samples": usual,
         "quiet": {
-            "n": len(references),
+            "n": len(rows),
             "n_quiet": len(quiet),
             "n_flagged": n_flagged,
             "n_flagged_for_interference": sum(bool({*one["flags"]} - {"noisy"}) for one in quiet),
             "flagged_share": n_flagged / len(quiet) if quiet else None,
-            "n_with_a_tainted_sample": n_tainted,
+            "n_with_a_tainted_sample": sum(bool(one["quality"]["taints"]) for one in quiet),
         },
         "is_within_limits": all(found["lower_bound"] >= MIN_BOUND for found in kinds.values())
         and bool(quiet)
@@ -228,7 +211,37 @@ def evaluate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def page(result: dict[str, Any], raw: str) -> list[str]:
+def quiet_rounds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Undisturbed measurements while nobody else wanted the cores."""
+    return [
+        one
+        for one in (row["after"] for row in rows)
+        if (one["quality"]["steal_share"] or 0) < QUIET_STEAL and (one["quality"]["others_share"] or 0) < QUIET_OTHERS
+    ]
+
+
+def usual_taints(quiet: list[dict[str, Any]]) -> dict[str, int]:
+    """Per kind, how many tainted samples 95 % of the quiet rounds do not exceed."""
+    tainted = {kind: sorted(n_expected(one, kind) for one in quiet) for kind in KINDS}
+    return {kind: counts[int(0.95 * (len(counts) - 1))] if counts else 0 for kind, counts in tainted.items()}
+
+
+def counted(verdicts: list[dict[str, bool] | None]) -> dict[str, Any]:
+    from trials import lower_bound
+
+    decided = [verdict for verdict in verdicts if verdict is not None]
+    moved = [verdict for verdict in decided if verdict["moved"]]
+    counts = {name: sum(verdict[name] for verdict in moved) for name in ("detected", "flagged", "mended")}
+    return {
+        "n_trials": len(verdicts),
+        "n_decided": len(decided),
+        "n_moved": len(moved),
+        **{f"n_{name}": count for name, count in counts.items()},
+        "lower_bound": lower_bound(counts["detected"], len(moved)) if moved else 0.0,
+    }
+
+
+def page(result: dict[str, Any], raw: Sequence[str]) -> list[str]:
     quiet = result["quiet"]
     rows = [
         f"| {kind} | {found['n_trials']} | {found['n_decided']} | {found['n_moved']} | "
@@ -240,14 +253,16 @@ def page(result: dict[str, Any], raw: str) -> list[str]:
         "# Is trouble seen?",
         "",
         where_line(result["conditions"]),
-        f"`{result['command']}`; raw: [{raw}]({raw}). What the words mean stands at the top of `bench_taints.py`.",
+        f"`{result['command']}`; raw: {', '.join(f'[{name}]({name})' for name in raw)}. What the words mean stands at "
+        "the top of `bench_taints.py`.",
         "",
         "| kind | trials | decided | moved by > 5 % | detected | 95 % lower bound | flagged | mended |",
         "|---|" + "---:|" * 7,
         *rows,
         "",
         f"- Limit of the bound: {MIN_BOUND}. Those flagged and those mended may be the same.",
-        f"- Undisturbed measurements: {quiet['n']}, of which {quiet['n_quiet']} quiet (steal under {QUIET_STEAL:.1%}, "
+        f"- Undisturbed measurements{' of the later file' if len(raw) > 1 else ''}: {quiet['n']}, of which "
+        f"{quiet['n_quiet']} quiet (steal under {QUIET_STEAL:.1%}, "
         f"others under {QUIET_OTHERS:.0%} of the cores); flagged {quiet['n_flagged']} ({share}, limit "
         f"{MAX_FALSE:.0%}), {quiet['n_flagged_for_interference']} of them for anything but noise. "
         f"{quiet['n_with_a_tainted_sample']} had a tainted sample, which was taken again.",
@@ -263,6 +278,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / f"taints_{platform.machine()}_202611.jsonl")
+    parser.add_argument("--with", dest="earlier", type=Path, action="append", default=[])
     parser.add_argument("--evaluate", action="store_true")
     args = parser.parse_args()
     protocol = Protocol(threads=args.threads, prefill_samples=10, decode_samples=20, max_retries=12)
@@ -271,10 +287,10 @@ def main() -> int:
     result = {
         "what": "disturbed measurements that were seen, and undisturbed ones that were flagged",
         "command": f"python benchmarks/bench_taints.py --trials {args.trials} --threads {args.threads}",
-        **evaluate(read_rows(args.out)),
+        **evaluate(read_rows(args.out), [row for path in args.earlier for row in read_rows(path)]),
         "conditions": where(protocol=protocol.to_json(), architecture=ARCH.to_json()),
     }
-    lines = page(result, args.out.name)
+    lines = page(result, [*(path.name for path in args.earlier), args.out.name])
     write_result(args.out.with_suffix(".json"), result, lines)
     print("\n".join(lines[5:]))
     return 0 if result["is_within_limits"] else 1
