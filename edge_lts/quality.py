@@ -102,7 +102,7 @@ def _lost_ns(watch: Watch, n_workers: int, idle_share: float, allowance: float) 
     return max(0 if watch.voluntary else watch.main_lost_ns, unusual / 2)
 
 
-def _reach(samples: Sequence[float]) -> float:
+def reach(samples: Sequence[float]) -> float:
     """How far the 95 % interval of the median goes from it, as a share; the spread stands in for too few samples."""
     middle, interval = stats.median(samples), stats.ci95_of_median(samples)
     if interval is None:
@@ -266,7 +266,7 @@ class Gate:
                 taint for taint, n in counts.items() if verdict.is_fallback or n > FLAG_SHARE * len(verdict.taints)
             }
             kept = [samples[name][index] for index in verdict.kept]
-            if _reach(kept) > NOISY_REACH:
+            if reach(kept) > NOISY_REACH:
                 found.add("noisy")
         if swapped:
             found.add("swapped")

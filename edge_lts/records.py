@@ -3,8 +3,8 @@
 Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status.json, frontier.json):
     1   first version; `commands` of spec.json came later and is left out where there are none; so did `heat`,
         `ci_fraction` and `max_retries` of a protocol (method 1 sampled without them), `meter` and `is_tuned` of
-        spec.json, `quality`, `health`, `framework` and `energy` among the conditions of a record, and the purpose
-        `one_thread`
+        spec.json, `quality`, `health`, `framework` and `energy` among the conditions of a record, the purpose
+        `one_thread`, and `board` of a record, which only pools of boards write
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
 silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
@@ -69,9 +69,11 @@ class Protocol:
     `threads` 0 means: all cores this process may use, resolved on the board before anything is measured. The sampling
     fields bound the time that one candidate takes; they are recorded because they set the width of `ci95`: sampling
     ends when `ci95` reaches no farther than `ci_fraction` of the median to either side, or at `prefill_samples` and
-    `decode_samples` of them. `max_retries` samples of a candidate may be taken again because something disturbed them.
-    `heat`: `burst` measures a board that was given time to cool, `sustained` one that has been kept busy. `mem_len` is
-    the segment memory of a Transformer-XL in tokens, None for as many as `context_tokens`; other backbones have none.
+    `decode_samples` of them (up to four times as many, for a second more, while it reaches farther than a tenth;
+    `ci_fraction` 0 takes exactly these numbers). `max_retries` samples of a candidate may be taken again because
+    something disturbed them. `heat`: `burst` measures a board that was given time to cool, `sustained` one that has
+    been kept busy. `mem_len` is the segment memory of a Transformer-XL in tokens, None for as many as `context_tokens`;
+    other backbones have none.
     """
 
     name: Literal["default", "lts"] = "default"
@@ -173,7 +175,8 @@ class Evaluation:
 
     `objectives` holds every objective that could be measured, searched or not. `samples` keeps each sample in seconds
     (already divided by the tokens of a block). `conditions` say how and where: threads, load, temperature, memory
-    split, block sizes, wall time, overhead. `flags` name taints; words for them are made in the report.
+    split, block sizes, wall time, overhead. `flags` name taints; words for them are made in the report. `board` names
+    the one of several boards that measured; empty in a run on one.
     """
 
     candidate_id: int
@@ -186,6 +189,7 @@ class Evaluation:
     spent_s: float = 0.0
     measured_at: str = ""
     predicted: dict[str, float] = field(default_factory=dict)
+    board: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -202,6 +206,7 @@ class Evaluation:
             "samples": self.samples,
             "spent_s": self.spent_s,
             "measured_at": self.measured_at,
+            **({"board": self.board} if self.board else {}),
         }
 
 
@@ -216,6 +221,7 @@ class Failure:
     purpose: Purpose = "search"
     spent_s: float = 0.0
     measured_at: str = ""
+    board: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -228,6 +234,7 @@ class Failure:
             "error": {"kind": self.kind, "message": self.message},
             "spent_s": self.spent_s,
             "measured_at": self.measured_at,
+            **({"board": self.board} if self.board else {}),
         }
 
 
@@ -254,6 +261,7 @@ def outcome_from_json(data: object) -> Outcome:
         "purpose": purpose,
         "spent_s": number("spent_s", data.get("spent_s"), LedgerError),
         "measured_at": str(data.get("measured_at", "")),
+        "board": str(data.get("board", "")),
     }
     if data.get("kind") == "failure":
         error = data.get("error")

@@ -3,11 +3,12 @@
 A sample is a block of as many equal forwards as take `min_sample_s`, timed with perf_counter_ns and divided by their
 number; every sample is kept, and no value makes one an outlier. Both kinds of sample are taken in alternating rounds,
 so that a change of the machine's speed meets both; a decode chunk begins with untimed tokens, because the prefill
-before it leaves other data in the CPU's caches than a decode does: 68 MB of weights take three tokens, 10 ms, until a
+before it leaves other data in the CPU's caches than a decode does: 50 MB of weights take three to eight tokens until a
 decode is as fast as the next. The garbage collector rests meanwhile.
 
-Rounds end when the interval of both medians is narrow enough or the protocol's numbers of samples are reached. Samples
-that the gate (edge_lts.quality) found disturbed do not count, as long as there are retries; they stay in the record.
+Rounds end when the interval of both medians is narrow enough or the protocol's numbers of samples are reached; on a
+machine so unsteady that the value is not known to a tenth then, they go on a little longer. Samples that the gate
+(edge_lts.quality) found disturbed do not count, as long as there are retries; they stay in the record.
 
 Tokens are drawn from a Zipf law: token k of the vocabulary with a probability proportional to 1 / (k + 1), the same
 ones for the same seed. The decode position does not move: the cache is set back before each token, so that every sample
@@ -16,7 +17,7 @@ sees exactly `context_tokens` tokens of context. Prefill writes the cache, as ge
 
 import gc
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -29,7 +30,7 @@ from torch import Tensor
 from edge_lts import stats
 from edge_lts.errors import EvaluationError
 from edge_lts.model import Cache, Model
-from edge_lts.quality import Gate, Verdict, Watch
+from edge_lts.quality import NOISY_REACH, Gate, Verdict, Watch, reach
 from edge_lts.records import Protocol
 
 N_ROUNDS = 10
@@ -37,7 +38,8 @@ MIN_ROUNDS = 3
 MIN_PREFILLS, MIN_DECODES = 6, 12  # before an interval is believed
 MAX_SHALLOW_SAMPLES = 6
 DECODE_CHUNK = 4
-SETTLING_S, MAX_SETTLING_TOKENS = 0.010, 4
+MIN_SETTLING_S, MAX_SETTLING_TOKENS, SETTLED_SHARE = 0.010, 8, 0.02
+MAX_EXTENSION, EXTENSION_S = 4, 1.0  # while the value is noisy: times the number of samples, seconds of forwards
 N_DECODE_TOKENS = 16
 _NS = 1e-9
 
@@ -105,12 +107,16 @@ class Timer:
             fastest = max(1, min(fastest, self.run(self.repeats) // self.repeats))
 
     def settle(self) -> None:
-        """Untimed forwards, until caches hold what this one needs."""
-        left_ns = SETTLING_S / _NS
+        """Untimed forwards, until caches hold what this one needs: as fast as usual, or no faster than the last."""
+        usual_ns = stats.median(self.samples_s) / _NS if self.samples_s else 0.0
+        spent_ns, last_ns = 0, math.inf
         for _ in range(MAX_SETTLING_TOKENS):
-            left_ns -= self.run(1)
-            if left_ns <= 0:
+            took_ns = self.run(1)
+            spent_ns += took_ns
+            is_settled = took_ns <= (1 + SETTLED_SHARE) * usual_ns or took_ns >= (1 - SETTLED_SHARE) * last_ns
+            if is_settled and spent_ns >= MIN_SETTLING_S / _NS:
                 break
+            last_ns = min(last_ns, took_ns)
 
     def sample(self) -> None:
         gate = self.gate
@@ -195,7 +201,7 @@ def take_samples(
         prefill.gate = decode.gate = gate
         if gate is not None:
             gate.begin()
-        batch, n_done, n_tainted = batches, 0, 0
+        batch, n_done, n_tainted, extension = batches, 0, 0, None
         while True:
             for _ in range(batch[0]):
                 prefill.sample()
@@ -209,7 +215,11 @@ def take_samples(
                 gate.settle()  # the last reading may say that the board throttled
                 lacking = _lacking((prefill, decode), caps, protocol, n_done)
             if not any(lacking):
-                return
+                extension = extension or Extension(prefill, decode)
+                lacking = extension.wanted(batches) if protocol.ci_fraction else (0, 0)
+                if not any(lacking):
+                    return
+                caps = (caps[0] + lacking[0], caps[1] + lacking[1])
             batch = [min(few, lack) for few, lack in zip(batches, lacking, strict=True)]
             if gate is not None:
                 n_before, n_tainted = n_tainted, prefill.n_tainted + decode.n_tainted
@@ -235,6 +245,34 @@ def _lacking(timers: tuple[Timer, Timer], caps: tuple[int, int], protocol: Proto
     if has_enough and all(_is_narrow(timer.kept_samples(), protocol.ci_fraction) for timer in timers):
         return 0, 0
     return lacking[0], lacking[1]
+
+
+class Extension:
+    """More samples of what is still noisy, within bounds that begin now."""
+
+    def __init__(self, *timers: Timer) -> None:
+        self._timers = timers
+        self._ends_ns = self._spent_ns() + EXTENSION_S / _NS
+        self._most = [MAX_EXTENSION * len(timer.samples_s) for timer in timers]
+
+    def wanted(self, batches: Sequence[int]) -> tuple[int, int]:
+        """How many more of prefill and of decode; (0, 0) when neither is noisy or the bounds are reached."""
+        if self._spent_ns() >= self._ends_ns:
+            return 0, 0
+        prefills, decodes = (
+            batch if len(timer.samples_s) < most and _is_noisy(timer) else 0
+            for timer, most, batch in zip(self._timers, self._most, batches, strict=True)
+        )
+        return prefills, decodes
+
+    def _spent_ns(self) -> int:
+        return sum(timer.forward_ns for timer in self._timers)
+
+
+def _is_noisy(timer: Timer) -> bool:
+    """Scattered for no reason that a clock could tell: then more samples help."""
+    is_fallback = timer.verdict is not None and timer.verdict.is_fallback
+    return not is_fallback and reach(timer.kept_samples()) > NOISY_REACH
 
 
 def _is_narrow(samples: list[float], fraction: float) -> bool:

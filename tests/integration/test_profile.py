@@ -36,7 +36,9 @@ pytestmark = pytest.mark.torch
 ARCH = Architecture(
     backbone="gpt2", d_model=64, layers=(LayerSpec(d_inner=128, n_head=2),), vocab_size=300, max_seq_len=64
 )
-SHORT = Protocol(prompt_tokens=12, context_tokens=20, prefill_samples=3, decode_samples=7, min_sample_s=0.0)
+SHORT = Protocol(
+    prompt_tokens=12, context_tokens=20, prefill_samples=3, decode_samples=7, min_sample_s=0.0, ci_fraction=0.0
+)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +87,7 @@ def test_samples_are_taken_as_the_protocol_says() -> None:
     assert n_between == 3  # once a round
     assert (len(prefill.samples_s), len(decode.samples_s)) == (3, 7)
     assert all(0 < sample < 10 for sample in prefill.samples_s + decode.samples_s)
-    # one check, two warm-ups, the samples, and before each of three rounds one to four untimed tokens
+    # one check, two warm-ups, the samples, and before each of three rounds one to eight untimed tokens
     assert prefill.n_forwards == 1 + 2 + 3
     assert 1 + 2 + 7 + 3 <= decode.n_forwards <= 1 + 2 + 7 + 3 * latency.MAX_SETTLING_TOKENS
     assert cache.length == SHORT.context_tokens + 1
@@ -118,12 +120,32 @@ def test_short_forwards_are_timed_in_blocks() -> None:
     assert slow.repeats == 1
 
 
-@pytest.mark.parametrize(("forward_s", "n"), [(0.0, 4), (0.006, 2), (0.02, 1)])
-def test_decodes_settle_for_some_tokens_but_not_for_long(forward_s: float, n: int) -> None:
-    timer = latency.Timer("decode", lambda: time.sleep(forward_s) or torch.zeros(1))
+@pytest.mark.parametrize(
+    ("before_ms", "script_ms", "n"),
+    [
+        ((), [6, 6, 6], 2),  # no faster than the last
+        ((), [1] * 20, latency.MAX_SETTLING_TOKENS),  # ten milliseconds at least, eight tokens at most
+        ((), [9, 7, 5, 4, 4, 4], 5),
+        ((4, 4, 4), [9, 7, 4, 4], 3),  # as fast as usual
+        ((4, 4, 4), [9, 9, 4, 4], 2),
+        ((50,), [50, 50], 1),
+    ],
+)
+def test_decodes_settle_until_they_are_no_longer_faster(
+    before_ms: tuple[float, ...], script_ms: list[float], n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, script = 0, iter(script_ms)
+
+    def step() -> torch.Tensor:
+        nonlocal now_ns
+        now_ns += int(next(script) * 1e6)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(latency, "perf_counter_ns", lambda: now_ns)
+    timer = latency.Timer("decode", step, samples_s=[ms * 1e-3 for ms in before_ms])
     timer.settle()
-    assert timer.n_forwards == n or (timer.n_forwards < n and timer.forward_ns >= 0.010e9)  # of a busy machine
-    assert not timer.samples_s
+    assert timer.n_forwards == n
+    assert len(timer.samples_s) == len(before_ms)
 
 
 def test_no_result_is_kept_into_the_next_forward() -> None:
@@ -151,6 +173,9 @@ class ScriptedTimer(latency.Timer):
         wall_ms, lost_ms = next(self.script)
         self.clocks.spend(wall_ms, lost_ms, involuntary=bool(lost_ms))
         return int(wall_ms * MS)
+
+    def settle(self) -> None:
+        self.run(1)
 
 
 def run_script(prefills: Iterator, decodes: Iterator, protocol: Protocol):
@@ -182,6 +207,28 @@ def test_sampling_ends_at_the_caps_when_one_interval_stays_wide(scattered: int) 
     assert flags == ()
     prefill, decode, *_ = run_script(itertools.cycle(STEADY), itertools.cycle(STEADY), Protocol(ci_fraction=0.0))
     assert (len(prefill.samples_s), len(decode.samples_s)) == (6, 12)  # all equal: no interval could be narrower
+
+
+def test_a_noisy_value_gets_more_samples_within_bounds() -> None:
+    noisy = [(10.0, 0.0), (14.0, 0.0)]
+    prefill, decode, _, flags, _ = run_script(itertools.cycle(STEADY), itertools.cycle(noisy), Protocol())
+    assert len(prefill.samples_s) == 20
+    assert len(decode.samples_s) == 160
+    assert flags == ("noisy",)
+    calmer = itertools.chain(itertools.islice(itertools.cycle(noisy), 40), itertools.repeat((12.0, 0.0)))
+    _, decode, _, flags, _ = run_script(itertools.cycle(STEADY), calmer, Protocol())
+    assert 40 < len(decode.samples_s) < 100
+    assert flags == ()
+    exactly = Protocol(ci_fraction=0.0)
+    assert len(run_script(itertools.cycle(STEADY), itertools.cycle(noisy), exactly)[1].samples_s) == 40
+
+
+def test_the_extension_ends_after_a_second_of_forwards() -> None:
+    slow = latency.Timer("decode", lambda: torch.zeros(1), samples_s=[1.0, 2.0] * 3)
+    extension = latency.Extension(slow, slow)
+    assert extension.wanted((2, 4)) == (2, 4)
+    slow.forward_ns = int(0.6e9)
+    assert extension.wanted((2, 4)) == (0, 0)  # 0.6 s of each
 
 
 def test_disturbed_samples_are_taken_again_and_pauses_lie_between() -> None:
