@@ -1,7 +1,7 @@
 """Is trouble seen? Measurements that are disturbed on purpose, each between two that are not.
 
 usage: python benchmarks/bench_taints.py [--trials N] [--kinds K,K] [--threads N] [--out FILE.jsonl] [--evaluate]
-                                         [--with EARLIER.jsonl]
+                                         [--with EARLIER.jsonl] [--quiet N]
 
 Kinds, in random order:
     busy        a busy loop for each thread that runs and stops in turn, from one round's middle to the next
@@ -17,8 +17,11 @@ its record is flagged with what this kind should show, or has more samples with 
 have. *Mended* are those whose kept samples are within 5 % of the references again, which drift can also prevent. If a
 reference is flagged for more than noise, nothing can be said. Appends rows and takes up where it was stopped;
 `--evaluate` only computes the page. Trials in an EARLIER file count for detection; quiet rounds are those of FILE, for
-the earlier ones were sampled by other rules. The limit: per kind, of the moved trials, a one-sided 95 % Clopper-Pearson
-bound of at least 0.92 for detection (36 moved trials if none is missed); and at most 5 % of the quiet rounds flagged.
+the earlier ones were sampled by other rules. `--quiet N` adds N undisturbed measurements by the default protocol, whose
+numbers of samples and retries are twice those of the trials; where there are any, they alone are the quiet rounds.
+
+The limit: per kind, of the moved trials, a one-sided 95 % Clopper-Pearson bound of at least 0.92 for detection (36
+moved trials if none is missed); and at most 5 % of the quiet rounds flagged.
 """
 
 from __future__ import annotations
@@ -139,7 +142,7 @@ def _signal(trial: Any, number: int) -> None:
 def run(path: Path, kinds: Sequence[str], n_trials: int, protocol: Protocol, seed: int) -> None:
     plan = [kind for kind in kinds for _ in range(n_trials // len(kinds))]
     random.Random(seed).shuffle(plan)
-    done = {row["trial"] for row in read_rows(path)}
+    done = {row["trial"] for row in read_rows(path) if row["kind"] != "quiet"}
     left = [index for index in range(len(plan)) if index not in done]
     begun, before = time.monotonic(), None
     with path.open("a") as out:
@@ -156,6 +159,18 @@ def run(path: Path, kinds: Sequence[str], n_trials: int, protocol: Protocol, see
                 elapsed = time.monotonic() - begun
                 to_go = elapsed / count * (len(left) - count)
                 print(f"{count}/{len(left)} trials, {elapsed:.0f} s, about {to_go:.0f} s to go", flush=True)
+
+
+def run_quiet(path: Path, n: int, protocol: Protocol) -> None:
+    rng = random.Random(0)
+    n_done = sum(row["kind"] == "quiet" for row in read_rows(path))
+    with path.open("a") as out:
+        for count in range(n_done, n):
+            row = {"trial": f"quiet-{count}", "kind": "quiet", "after": disturbed(None, protocol, rng)}
+            out.write(json.dumps(row, separators=(",", ":")) + "\n")
+            out.flush()
+            if count % 10 == 9:
+                print(f"{count + 1}/{n} quiet rounds", flush=True)
 
 
 def is_beyond(values_s: dict[str, float], references: dict[str, list[float]]) -> bool:
@@ -186,6 +201,8 @@ def judged(row: dict[str, Any], usual: int) -> dict[str, bool] | None:
 
 
 def evaluate(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    alone = [row for row in rows if row["kind"] == "quiet"]
+    rows = [row for row in rows if row["kind"] != "quiet"]
     quiet = quiet_rounds(rows)
     usual, usual_earlier = usual_taints(quiet), usual_taints(quiet_rounds(earlier))
     verdicts: dict[str, list[dict[str, bool] | None]] = {kind: [] for kind in KINDS}
@@ -193,12 +210,14 @@ def evaluate(rows: list[dict[str, Any]], earlier: list[dict[str, Any]]) -> dict[
         for row in some:
             verdicts[row["kind"]].append(judged(row, limits[row["kind"]]))
     kinds = {kind: counted(found) for kind, found in verdicts.items() if found}
+    undisturbed = alone or rows
+    quiet = quiet_rounds(undisturbed)
     n_flagged = sum(bool(one["flags"]) for one in quiet)
     return {
         "kinds": kinds,
         "usual_tainted_samples": usual,
         "quiet": {
-            "n": len(rows),
+            "n": len(undisturbed),
             "n_quiet": len(quiet),
             "n_flagged": n_flagged,
             "n_flagged_for_interference": sum(bool({*one["flags"]} - {"noisy"}) for one in quiet),
@@ -261,7 +280,7 @@ def page(result: dict[str, Any], raw: Sequence[str]) -> list[str]:
         *rows,
         "",
         f"- Limit of the bound: {MIN_BOUND}. Those flagged and those mended may be the same.",
-        f"- Undisturbed measurements{' of the later file' if len(raw) > 1 else ''}: {quiet['n']}, of which "
+        f"- Undisturbed measurements: {quiet['n']}, of which "
         f"{quiet['n_quiet']} quiet (steal under {QUIET_STEAL:.1%}, "
         f"others under {QUIET_OTHERS:.0%} of the cores); flagged {quiet['n_flagged']} ({share}, limit "
         f"{MAX_FALSE:.0%}), {quiet['n_flagged_for_interference']} of them for anything but noise. "
@@ -279,11 +298,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / f"taints_{platform.machine()}_202611.jsonl")
     parser.add_argument("--with", dest="earlier", type=Path, action="append", default=[])
+    parser.add_argument("--quiet", type=int, default=0)
     parser.add_argument("--evaluate", action="store_true")
     args = parser.parse_args()
     protocol = Protocol(threads=args.threads, prefill_samples=10, decode_samples=20, max_retries=12)
     if not args.evaluate:
         run(args.out, args.kinds.split(","), args.trials, protocol, args.seed)
+        run_quiet(args.out, args.quiet, Protocol(threads=args.threads))
     result = {
         "what": "disturbed measurements that were seen, and undisturbed ones that were flagged",
         "command": f"python benchmarks/bench_taints.py --trials {args.trials} --threads {args.threads}",
