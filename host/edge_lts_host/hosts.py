@@ -1,7 +1,7 @@
 """Which boards there are: those `deploy` remembers, and those a user's inventory names. Selecting among them.
 
 `$XDG_STATE_HOME/edge-lts/hosts.json` is ours: written atomically, mode 0600, under a lock, because several deploys may
-end at once. The inventory TOML is the user's: read and checked, never rewritten. Neither holds a password.
+end at once. The inventory TOML is the user's (inventory.py). Neither holds a password.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edge_lts_host import meters
-from edge_lts_host.errors import StoreError, TargetError, UsageError
+from edge_lts_host.errors import StoreError, UsageError
 from edge_lts_host.targets import LOCAL, Target, get_target, load_targets
-from edge_lts_host.toml_files import BadToml, read_toml, state_dir
+from edge_lts_host.toml_files import state_dir
+from edge_lts_host.transport.serial_port import DEFAULT_BAUD_HZ, SerialDestination, is_serial
 
 HOSTS_SCHEMA_VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 # [USER@]HOST[:PORT], HOST a name, an ssh-config alias, an IPv4 address or an IPv6 address in brackets.
 _DESTINATION = re.compile(
     r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.$+-]*)@)?(?P<host>[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\])"
@@ -37,8 +36,8 @@ _DESTINATION = re.compile(
 class HostEntry:
     """One board as the workstation knows it. What only a deploy finds out is None before the first one.
 
-    `destination` is [USER@]HOST[:PORT] as the user gave it. On the board: `root` is the data directory, `python` the
-    interpreter, `site` the environment's folder, `agent` the payload's path, all absolute.
+    `destination` is [USER@]HOST[:PORT] as the user gave it, or serial:[USER@]PORT[,BAUD]. On the board: `root` is the
+    data directory, `python` the interpreter, `site` the environment's folder, `agent` the payload's path, all absolute.
     """
 
     name: str
@@ -87,7 +86,7 @@ class HostEntry:
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise ValueError("tags of a host must be a list of words")
         if values["destination"]:
-            parse_destination(values["destination"])
+            check_destination(values["destination"])
         values["tags"] = tuple(tags)
         return cls(**values)
 
@@ -102,6 +101,14 @@ def parse_destination(text: str, name: str = "--host") -> tuple[str | None, str,
     if match is None or (port is not None and not 1 <= port <= 65535):
         raise UsageError(f"{name}: {text!r:.120} is no [USER@]HOST[:PORT]; an IPv6 address stands in [brackets]")
     return match["user"], match["host"].strip("[]"), port
+
+
+def check_destination(text: str) -> None:
+    """Raises UsageError unless `text` is a board's place: [USER@]HOST[:PORT] or serial:[USER@]PORT[,BAUD]."""
+    if is_serial(text):
+        SerialDestination.parse(text)
+    else:
+        parse_destination(text)
 
 
 def hosts_file(environ: Mapping[str, str] = os.environ) -> Path:
@@ -165,137 +172,37 @@ def _changing(environ: Mapping[str, str]) -> Iterator[dict[str, HostEntry]]:
         raise StoreError(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inventory:
-    """A user's list of boards. `groups` maps a group to patterns of device names."""
-
-    devices: dict[str, HostEntry]
-    groups: dict[str, tuple[str, ...]]
-    parallel: int | None = None
-
-
-def load_inventory(path: Path) -> Inventory:
-    """Read and check an inventory. Raises TargetError naming file and key."""
-    try:
-        data = read_toml(path)
-    except BadToml as exc:
-        raise TargetError(path, None, str(exc)) from exc
-    _only(path, "", data, ("defaults", "devices", "groups"))
-    defaults = _table(path, "defaults", data.get("defaults", {}))
-    _only(path, "defaults.", defaults, ("parallel", "target"))
-    parallel = defaults.get("parallel")
-    if parallel is not None and (
-        isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 256
-    ):
-        raise TargetError(path, "defaults.parallel", f"must be an integer from 1 to 256, not {parallel!r:.40}")
-    target = _word(path, "defaults.target", defaults.get("target"))
-    devices: dict[str, HostEntry] = {}
-    seen: dict[str, str] = {}
-    for name, table in _table(path, "devices", data.get("devices", {})).items():
-        entry = _device(path, name, _table(path, f"devices.{name}", table), target)
-        if entry.destination in seen:
-            raise TargetError(
-                path, f"devices.{name}.host", f"is {entry.destination!r}, as in devices.{seen[entry.destination]}"
-            )
-        seen[entry.destination] = name
-        devices[name] = entry
-    groups: dict[str, tuple[str, ...]] = {}
-    for name, members in _table(path, "groups", data.get("groups", {})).items():
-        key = f"groups.{name}"
-        if name in devices:
-            raise TargetError(path, key, "is a device's name, too")
-        groups[name] = _words(path, key, members)
-        for member in groups[name]:
-            if not fnmatch.filter(devices, member):
-                raise TargetError(path, key, f"{member!r} matches no device; devices: {', '.join(devices) or 'none'}")
-    return Inventory(devices=devices, groups=groups, parallel=parallel)
-
-
-def _device(path: Path, name: str, table: Mapping[str, Any], target: str | None) -> HostEntry:
-    key = f"devices.{name:.80}"
-    if not _NAME.fullmatch(name) or name == LOCAL:
-        raise TargetError(path, key, "is no device name: letters, digits, '.', '-' and '_', and not 'local'")
-    if any("password" in inner.lower() for inner in table):
-        raise TargetError(
-            path, key, "an inventory holds no passwords: use keys (ssh-copy-id) or answer on the terminal"
-        )
-    _only(path, f"{key}.", table, ("host", "target", "tags", "power"))
-    host = table.get("host", name)
-    if not isinstance(host, str):
-        raise TargetError(path, f"{key}.host", f"must be [USER@]HOST[:PORT], not {host!r:.60}")
-    try:
-        parse_destination(host)
-    except UsageError as exc:
-        raise TargetError(path, f"{key}.host", str(exc).partition(": ")[2]) from exc
-    return HostEntry(
-        name=name,
-        destination=host,
-        target=_word(path, f"{key}.target", table.get("target")) or target,
-        tags=_words(path, f"{key}.tags", table.get("tags", [])),
-        extra=_power(path, f"{key}.power", table.get("power")),
-    )
-
-
-def _power(path: Path, key: str, value: object) -> dict[str, Any]:
-    """[devices.NAME.power] with `kind` and `port`, as --meter writes them; {} where there is none."""
-    if value is None:
-        return {}
-    table = _table(path, key, value)
-    _only(path, f"{key}.", table, ("kind", "port"))
-    text = ":".join(str(table[name]) for name in ("kind", "port") if table.get(name))
-    try:
-        meters.parse(text)
-    except UsageError as exc:
-        raise TargetError(path, key, str(exc).partition(": ")[2]) from exc
-    return {"meter": text}
-
-
-def _only(path: Path, prefix: str, data: Mapping[str, Any], known: Sequence[str]) -> None:
-    for key in data:
-        if key not in known:
-            raise TargetError(path, f"{prefix}{key:.80}", f"is unknown; known keys: {', '.join(known)}")
-
-
-def _table(path: Path, key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TargetError(path, key, f"must be a table: [{key}]")
-    return value
-
-
-def _word(path: Path, key: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise TargetError(path, key, f"must be a name, not {value!r:.60}")
-    return value
-
-
-def _words(path: Path, key: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(word, str) and word and word.isprintable() for word in value):
-        raise TargetError(path, key, f"must be a list of words, not {value!r:.60}")
-    if len(set(value)) != len(value):
-        raise TargetError(path, key, "names an entry twice")
-    return tuple(value)
-
-
 def find_host(text: str, hosts: Mapping[str, HostEntry]) -> HostEntry | None:
     """The host that `text` means: its name, its destination, or the bare host name if only one has it."""
     if text in hosts:
         return hosts[text]
-    user, host, port = parse_destination(text)
     exact = [entry for entry in hosts.values() if entry.destination == text]
     if exact:
         return exact[0]
+    if is_serial(text):
+        return _find_console(SerialDestination.parse(text), hosts)
+    user, host, port = parse_destination(text)
     alike = []
     for entry in hosts.values():
-        known_user, known_host, known_port = (
-            parse_destination(entry.destination) if entry.destination else (None, "", None)
-        )
+        if not entry.destination or is_serial(entry.destination):
+            continue
+        known_user, known_host, known_port = parse_destination(entry.destination)
         if known_host == host and user in (None, known_user) and port in (None, known_port):
             alike.append(entry)
     if len(alike) > 1:
         raise UsageError(f"--host: {text!r} may be {' or '.join(entry.destination for entry in alike)}; say which")
     return alike[0] if alike else None
+
+
+def _find_console(wanted: SerialDestination, hosts: Mapping[str, HostEntry]) -> HostEntry | None:
+    """The board at the end of that port, if no other user or speed is asked for."""
+    for entry in hosts.values():
+        if not is_serial(entry.destination):
+            continue
+        known = SerialDestination.parse(entry.destination)
+        if wanted.port == known.port and wanted.user in (None, known.user) and wanted.baud_hz == known.baud_hz:
+            return entry
+    return None
 
 
 def select_hosts(
@@ -351,6 +258,8 @@ def select_hosts(
 def _named_hosts(
     given: Sequence[str], inventory_path: str | None, must_be_deployed: bool, environ: Mapping[str, str]
 ) -> tuple[list[HostEntry], dict[str, tuple[str, ...]]]:
+    from edge_lts_host.inventory import Inventory, load_inventory
+
     remembered = load_hosts(environ)
     inventory = load_inventory(Path(inventory_path)) if inventory_path else Inventory(devices={}, groups={})
     listed = {name: _merge(entry, remembered) for name, entry in inventory.devices.items()}
@@ -377,7 +286,9 @@ def _merge(entry: HostEntry, remembered: Mapping[str, HostEntry]) -> HostEntry:
 
 def _matches(limit: str, entry: HostEntry, groups: Mapping[str, tuple[str, ...]]) -> bool:
     words = {entry.name, entry.destination, *entry.tags}
-    if entry.destination:
+    if is_serial(entry.destination):
+        words.add(SerialDestination.parse(entry.destination).port)
+    elif entry.destination:
         words.add(parse_destination(entry.destination)[1])
     words.update(
         group for group, members in groups.items() if any(fnmatch.fnmatchcase(entry.name, member) for member in members)
@@ -388,9 +299,17 @@ def _matches(limit: str, entry: HostEntry, groups: Mapping[str, tuple[str, ...]]
 def _check_deployed(hosts: Sequence[HostEntry]) -> None:
     new = [entry for entry in hosts if not entry.is_deployed]
     if new:
-        raise UsageError(
-            f"{new[0].name} has not been deployed to from here; first: edge-lts deploy --host {new[0].destination}"
-        )
+        raise UsageError(f"{new[0].name} has not been deployed to from here; first: {how_to_deploy(new[0])}")
+
+
+def how_to_deploy(entry: HostEntry) -> str:
+    """The command that makes that board ready."""
+    if not is_serial(entry.destination):
+        return f"edge-lts deploy --host {entry.destination}"
+    console = SerialDestination.parse(entry.destination)
+    user = f" --user {console.user}" if console.user else ""
+    baud = f" --baud {console.baud_hz}" if console.baud_hz != DEFAULT_BAUD_HZ else ""
+    return f"edge-lts deploy --serial {console.port}{user}{baud}"
 
 
 def _of_target(

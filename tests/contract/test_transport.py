@@ -1,4 +1,5 @@
-"""What every transport promises, run against each of them: this machine, a board in memory, a real SSH server."""
+"""What every transport promises, run against each of them: this machine, a board in memory, a real SSH server, and a
+serial console with a real shell."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from edge_lts_host.transport import files
 from edge_lts_host.transport.base import Deadline, Transport
 from edge_lts_host.transport.fake import FakeCall, FakeFile, FakeTransport, Pause
 from edge_lts_host.transport.local import LocalTransport
+from edge_lts_host.transport.serial_console import SerialTransport
 from edge_lts_host.transport.ssh import SshTransport
 from edge_lts_host.transport.ssh_config import SshOptions
 from tests.integration.conftest import ssh_options, sshd
 from tests.integration.sshd import TOKEN_NAME, Sshd, no_leaks, processes_with, wait_until
+from tests.serial_line import ShellConsole
 
 __all__ = ["ssh_options", "sshd"]  # fixtures, found by name
 
@@ -384,6 +387,29 @@ class TestSsh(RealTransportContract):
         self.folder.mkdir()
         with no_leaks(sshd.token), SshTransport(sshd.destination, ssh_options()) as self.transport:
             yield
+
+
+class TestSerial(RealTransportContract):
+    """A shell on a pseudo-terminal. Only what a test starts carries the token, not the shell that starts it."""
+
+    @pytest.fixture(autouse=True)
+    def _serial(self, tmp_path: Path) -> Iterator[None]:
+        self.token = f"serial-{os.getpid()}-{time.monotonic_ns()}"
+        self.folder = tmp_path / "device"
+        self.folder.mkdir()
+        with (
+            no_leaks(self.token),
+            ShellConsole() as console,
+            SerialTransport(f"serial:{console.path}", prompt=refuse_to_answer) as self.transport,
+        ):
+            yield
+
+    def helper(self, verb: str, *args: object) -> list[str]:
+        return ["env", f"{TOKEN_NAME}={self.token}", *super().helper(verb, *args)]
+
+
+def refuse_to_answer(text: str, is_secret: bool) -> str:
+    raise AssertionError(f"asked for {text}")
 
 
 class TestFake(TransportContract):

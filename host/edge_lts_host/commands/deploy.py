@@ -8,16 +8,26 @@ from typing import TYPE_CHECKING
 from edge_lts_host.commands import common
 
 if TYPE_CHECKING:
-    from edge_lts_host.deploy import Outcome
+    from edge_lts_host.deploy import Deployment, Outcome
     from edge_lts_host.environment import Options
+    from edge_lts_host.hosts import HostEntry
 
 NAME = "deploy"
-HELP = "make a board ready: torch, numpy and the agent, over SSH, without root"
+HELP = "make a board ready: torch, numpy and the agent, over SSH or serial, without root"
 EXAMPLE = "edge-lts deploy --host pi@raspberrypi"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_hosts(parser)
+    console = parser.add_argument_group("serial console, of a board without a network")
+    console.add_argument(
+        "--serial",
+        metavar="PORT",
+        help="/dev/serial/by-id/..., rfc2217://HOST:PORT or socket://HOST:PORT; the agent goes over it, torch must be "
+        "on the board already (edge-lts devices scan lists ports)",
+    )
+    console.add_argument("--user", metavar="NAME", help="who logs in there; a password is asked for on the terminal")
+    console.add_argument("--baud", metavar="N", type=int, help="bits per second (default: 115200)")
     group = parser.add_argument_group("on the board")
     group.add_argument("--root", metavar="DIR", help="directory of edge-lts there (default: ~/.local/share/edge-lts)")
     group.add_argument("--python", metavar="PATH", help="Python there; one that has torch and numpy is used as it is")
@@ -31,12 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host.fleet import Links, exit_code, side_by_side
-    from edge_lts_host.hosts import HostEntry, select_hosts
     from edge_lts_host.payload import build_payload
     from edge_lts_host.report import render
 
     options = _options(args)
-    entries = select_hosts(args, must_be_deployed=False)
+    entries = _entries(args)
     if entries[0].is_local:
         render.talk("this machine needs no deploy; edge-lts run --target local works as it is")
         return 0
@@ -45,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     links = Links()
 
     def deploy(entry: HostEntry) -> Outcome:
-        from edge_lts_host.deploy import Deployment
         from edge_lts_host.progress import Stages, is_live
         from edge_lts_host.session import open_transport
 
@@ -53,14 +61,19 @@ def run(args: argparse.Namespace) -> int:
         with stages.stage("connect"):
             transport = links.add(open_transport(entry, ssh))
         with transport:
-            return Deployment(transport, entry, payload, options, stages).run()
+            return _kind(entry)(transport, entry, payload, options, stages).run()
 
     def complain(entry: HostEntry, error: Exception) -> None:
         if len(entries) > 1:
             render.warn(f"{entry.name}: {error}")
 
     results = side_by_side(
-        entries, deploy, n_parallel=common.n_parallel(args, len(entries)), links=links, on_error=complain
+        entries,
+        deploy,
+        n_parallel=common.n_parallel(args, len(entries)),
+        links=links,
+        on_error=complain,
+        fail_percent=args.fail_percent,
     )
     if len(results) == 1 and results[0].error is not None:
         raise results[0].error
@@ -79,7 +92,36 @@ def run(args: argparse.Namespace) -> int:
             if result.error is not None
         ]
         render.emit(render.records(rows, args.output, (), "hosts"))
-    return exit_code(results)
+    return exit_code(results, args.fail_percent)
+
+
+def _entries(args: argparse.Namespace) -> list[HostEntry]:
+    """The boards meant; --serial, --user and --baud are one board's console."""
+    from edge_lts_host.errors import UsageError
+    from edge_lts_host.hosts import select_hosts
+    from edge_lts_host.transport.serial_port import DEFAULT_BAUD_HZ, SerialDestination
+
+    if args.serial is None:
+        if args.user is not None or args.baud is not None:
+            raise UsageError("--user and --baud are for --serial PORT; over SSH the user stands in --host USER@HOST")
+        return select_hosts(args, must_be_deployed=False)
+    if args.host or args.inventory or args.limit:
+        raise UsageError("--serial is one board's console: leave out --host, --inventory and --limit")
+    baud_hz = DEFAULT_BAUD_HZ if args.baud is None else args.baud
+    args.host = [str(SerialDestination.of(args.serial, args.user, baud_hz))]
+    return select_hosts(args, must_be_deployed=False)
+
+
+def _kind(entry: HostEntry) -> type[Deployment]:
+    from edge_lts_host.transport.serial_port import is_serial
+
+    if is_serial(entry.destination):
+        from edge_lts_host.serial_deploy import SerialDeployment
+
+        return SerialDeployment
+    from edge_lts_host.deploy import Deployment
+
+    return Deployment
 
 
 def _options(args: argparse.Namespace) -> Options:
