@@ -27,7 +27,7 @@ from edge_lts.arch import Architecture
 from edge_lts.bootstrap import Process, pi95, sampling_sd
 from edge_lts.objectives import Constraint, Objective
 from edge_lts.records import NOTES, Evaluation, Measurement, Outcome, Value, central, value_to_json
-from edge_lts.speed import Anchors, UsualSpeed, anchors_of
+from edge_lts.speed import Anchors, UsualSpeed, anchors_of, at_pool_speed, divided
 from edge_lts.stats import CONFIDENCE, ci95_of_median, mad, median
 
 MAX_PROBABLE = 30
@@ -123,6 +123,7 @@ class Frontier:
         if arch_id in self._values and not group and self._recall is not None:
             group = self._recall([arch_id])[arch_id]
         self._groups[arch_id] = [*group, evaluation]
+        evaluation = at_pool_speed(evaluation)
         anchors = anchors_of(evaluation)
         self._speed.add(anchors)
         found = {name: evaluation.objectives.get(name) for name in self._names}
@@ -170,14 +171,15 @@ class Frontier:
     ) -> list[Member]:
         """Members from the processes of each chosen (arch_id, processes); `pi95` is pooled over all of them."""
         probable = set(self._probable)
-        usual = [[self._at_usual_speed(process) for process in group] for _, group in chosen]
+        pooled = [[at_pool_speed(process) for process in group] for _, group in chosen]
+        usual = [[self._at_usual_speed(process) for process in group] for group in pooled]
         found = [
             replace(_combine(arch_id, group, at_usual), probably_dominated=arch_id in probable)
             for (arch_id, group), at_usual in zip(chosen, usual, strict=True)
         ]
         objectives = [dict(member.objectives) for member in found]
         for name in dict.fromkeys(name for values in objectives for name in values if names is None or name in names):
-            processes = [_processes(group, own, name) for (_, group), own in zip(chosen, usual, strict=True)]
+            processes = [_processes(group, own, name) for group, own in zip(pooled, usual, strict=True)]
             for values, interval in zip(objectives, pi95(processes), strict=True):
                 value = values.get(name)
                 if interval is not None and isinstance(value, Measurement):
@@ -192,7 +194,7 @@ class Frontier:
         slowdowns = {name: self._speed.slowdown(name, anchors) for name in process.objectives}
         return replace(
             process,
-            objectives={name: _divided(value, slowdowns[name]) for name, value in process.objectives.items()},
+            objectives={name: divided(value, slowdowns[name]) for name, value in process.objectives.items()},
             samples={
                 name: [sample / slowdowns.get(name, 1.0) for sample in samples]
                 for name, samples in process.samples.items()
@@ -273,15 +275,6 @@ def _flags(group: Sequence[Evaluation]) -> tuple[str, ...]:
     """Taints of at least half of the processes, because a median withstands fewer; notes of any."""
     counts = Counter(flag for evaluation in group for flag in set(evaluation.flags))
     return tuple(sorted(flag for flag, n in counts.items() if flag in NOTES or 2 * n >= len(group)))
-
-
-def _divided(value: Value, slowdown: float) -> Value:
-    """A measured value at another speed; anything else as it is."""
-    if slowdown == 1.0 or not isinstance(value, Measurement):
-        return value
-    low_high = None if value.ci95 is None else (value.ci95[0] / slowdown, value.ci95[1] / slowdown)
-    spread = None if value.mad is None else value.mad / slowdown
-    return replace(value, median=value.median / slowdown, mad=spread, ci95=low_high)
 
 
 def _values(group: Sequence[Evaluation], name: str) -> list[int | float | Measurement]:

@@ -15,11 +15,11 @@ from edge_lts.frontier import Frontier, Member
 from edge_lts.ledger import LedgerReader
 from edge_lts.records import SCHEMA_VERSION, Evaluation, Failure, Outcome, RunSpec
 from edge_lts.runfolder import FRONTIER, LEDGER, RunFolder, write_atomic
-from edge_lts.speed import anchors_of
+from edge_lts.speed import BOARD_FACTOR, anchors_of
 from edge_lts.stats import MIN_PROCESSES_PI95
 
 FORGET_EVERY = 64
-_KEPT = ("framework",)  # conditions that a frontier shows
+_KEPT = ("framework", BOARD_FACTOR)  # conditions that a frontier shows or needs
 
 
 class Progress:

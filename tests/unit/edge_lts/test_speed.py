@@ -69,6 +69,16 @@ def test_records_without_usable_anchors_say_nothing() -> None:
         assert anchors_of(process(2, 1e-3, 1.0, anchor_s=broken)) == {}
 
 
+def test_a_disturbed_anchor_does_not_make_the_fastest_member() -> None:
+    speed = UsualSpeed()
+    for i in range(2 * MIN_PROCESSES):
+        speed.add({name: s * (1.1 if i % 2 else 1 / 1.1) for name, s in USUAL.items()})
+    disturbed = {**USUAL, "decode_latency_s": 36 * USUAL["decode_latency_s"]}
+    limit = 1.1 ** (3 * 1.4826)  # three robust standard deviations
+    assert 1.1 < speed.slowdown("decode_latency_s", disturbed) <= limit**0.5
+    assert speed.slowdown("decode_latency_s", {name: s / 36 for name, s in disturbed.items()}) >= 1 / limit**1.2
+
+
 def test_a_lucky_minute_does_not_make_a_member() -> None:
     """Six layers timed in a fast minute beat five in a slow one; at one speed they do not. Values are at that speed."""
     outcomes = [process(n_layer, 1e-3 * n_layer, 1.0 + 0.1 * (n_layer % 3)) for n_layer in range(10, 24)]
