@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from edge_lts.errors import EdgeLtsError, LockedError
-from edge_lts.runfolder import now_utc
+from edge_lts.runfolder import BOARD_LOCK, now_utc
 
 LOCK_PATIENCE_S = 1.0  # `status` tries a lock for an instant; a start must not fail because of it
 _POLL_S = 0.05
@@ -121,13 +121,22 @@ class Lock:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise LockedError(f"cannot open the lock {path}: {exc.strerror or exc}") from exc
+        from edge_lts.reservation import check, owner  # which needs this module
+
         deadline = time.monotonic() + patience_s
         while not _try_lock(self._fd, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 os.close(self._fd)
                 raise LockedError(f"{what} is in use{_describe(read_holder(path))}; wait for it or stop it")
             time.sleep(_POLL_S)
-        holder = {"run_id": run_id, **Identity.current().to_json(), "since": now_utc(), "since_s": time.monotonic()}
+        if path.name == BOARD_LOCK:
+            try:
+                check(path.parent)
+            except LockedError:
+                os.close(self._fd)
+                raise
+        begun = {"since": now_utc(), "since_s": time.monotonic()}
+        holder = {"run_id": run_id, "owner": owner(), **Identity.current().to_json(), **begun}
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(holder).encode("ascii") + b"\n", 0)
@@ -181,7 +190,8 @@ def read_holder(path: Path) -> dict[str, Any]:
 def _describe(holder: Mapping[str, Any]) -> str:
     if not holder:
         return " by another process"
-    text = f" by run {holder.get('run_id')!s:.100} (pid {holder.get('pid')!s:.10}"
+    of = f" of {holder['owner']!s:.100}" if holder.get("owner") else ""
+    text = f" by run {holder.get('run_id')!s:.100}{of} (pid {holder.get('pid')!s:.10}"
     since = holder.get("since_s")
     if isinstance(since, (int, float)) and holder.get("boot_id") == boot_id():
         text += f", for {max(0, round(time.monotonic() - since))} s"

@@ -9,6 +9,7 @@ failed.
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from edge_lts.errors import EdgeLtsError
 from edge_lts.objectives import OBJECTIVES
+from edge_lts.records import Failure, central, outcome_from_json
 from edge_lts.runfolder import EVENTS, LEDGER, LOG
 from edge_lts_host import store
-from edge_lts_host.errors import AuthenticationError, HostKeyError, TransportError, printable
+from edge_lts_host.errors import TransportError, printable
 from edge_lts_host.fleet import Links, Result, side_by_side
 from edge_lts_host.hosts import HostEntry, load_hosts
 from edge_lts_host.progress import draw_line
-from edge_lts_host.session import FINAL_STATES, Place, Session, open_transport, place_of_run
+from edge_lts_host.reconnect import Pauses, insist, is_worth_another_try
+from edge_lts_host.session import FINAL_STATES, Place, Session, Survey, open_transport, place_of_run
 
 if TYPE_CHECKING:
     from edge_lts_host.store import RunFolder
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from edge_lts_host.transport.ssh_config import SshOptions
 
 POLL_S = 2.0
-LONGEST_PAUSE_S = 60.0
+BOOT_PATIENCE_S = 600.0  # from SSH answering to the system starting what it starts at boot
 _TAIL_BYTES = 1 << 20
 _BAR_WIDTH = 24
 
@@ -72,22 +75,40 @@ def unfinished() -> list[str | None]:
     ]
 
 
-def ask(jobs: Sequence[Job], options: SshOptions, n_parallel: int) -> list[Result[Job, dict[str, Any]]]:
+def ask(
+    jobs: Sequence[Job], options: SshOptions, n_parallel: int, fail_percent: float | None = None
+) -> list[Result[Job, dict[str, Any]]]:
     """The status of each job in their order, one command per host, hosts side by side."""
     by_host: dict[tuple[str, Place], list[Job]] = {}
     for job in jobs:
         by_host.setdefault((job.entry.destination, job.place), []).append(job)
 
+    links = Links()
+
     def ask_host(group: list[Job]) -> dict[str, dict[str, Any]]:
-        with open_transport(group[0].entry, options) as transport:
+        with links.add(open_transport(group[0].entry, options)) as transport:
             return Session(transport, group[0].place).status([job.run_id for job in group])
 
     found: dict[str, Result[Job, dict[str, Any]]] = {}
-    for result in side_by_side(list(by_host.values()), ask_host, n_parallel=n_parallel):
+    groups = list(by_host.values())
+    for result in side_by_side(groups, ask_host, n_parallel=n_parallel, links=links, fail_percent=fail_percent):
         for job in result.item:
             status = (result.value or {}).get(job.run_id, {"state": "unknown", "message": "the board does not know it"})
             found[job.run_id] = Result(job, None if result.error else status, result.error)
     return [found[job.run_id] for job in jobs]
+
+
+def survey(
+    entries: Sequence[HostEntry], options: SshOptions, n_parallel: int, fail_percent: float | None = None
+) -> list[Result[HostEntry, Survey]]:
+    """What boards say of themselves, in their order, one command each, side by side."""
+    links = Links()
+
+    def ask_board(entry: HostEntry) -> Survey:
+        with links.add(open_transport(entry, options)) as transport:
+            return Session(transport, Place.of(entry)).survey()
+
+    return side_by_side(entries, ask_board, n_parallel=n_parallel, links=links, fail_percent=fail_percent)
 
 
 def each(
@@ -96,15 +117,35 @@ def each(
     options: SshOptions,
     n_parallel: int,
     on_error: Callable[[Job, EdgeLtsError], None],
+    *,
+    fail_percent: float | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Result[Job, Any]]:
-    """`work` with a session of each job's own, side by side."""
+    """`work` with a session of each job's own, side by side.
+
+    With `say`, `work` only copies what is new into the job's folder: a link that breaks in the middle is made again,
+    which `say` is told, and the copying goes on where it was.
+    """
     links = Links()
 
     def serve(job: Job) -> Any:
         with links.add(open_transport(job.entry, options)) as transport:
             return work(job, Session(transport, job.place))
 
-    return side_by_side(jobs, serve, n_parallel=n_parallel, links=links, on_error=on_error)
+    def serve_to_the_end(job: Job) -> Any:
+        if say is None or job.is_local:
+            return serve(job)
+        return insist(
+            lambda: serve(job),
+            n_bytes_here=lambda: sum(job.folder.offsets().values()),
+            say=say,
+            sleep=links.sleep,
+            is_given_up=lambda: links.is_closed,
+        )
+
+    return side_by_side(
+        jobs, serve_to_the_end, n_parallel=n_parallel, links=links, on_error=on_error, fail_percent=fail_percent
+    )
 
 
 # One line about a run -----------------------------------------------------------------------------------------------
@@ -137,18 +178,17 @@ def latest_measurement(folder: RunFolder) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             lines = file.read().split(b"\n")
-        record = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except (OSError, ValueError, RecursionError):
+        outcome = outcome_from_json(json.loads(lines[-2])) if len(lines) > 1 else None
+    except (OSError, ValueError, RecursionError, EdgeLtsError):
         return ""
-    if not isinstance(record, dict):
+    if isinstance(outcome, Failure):
+        return f"latest: {outcome.kind}"
+    if outcome is None:
         return ""
-    if record.get("kind") == "failure":
-        return f"latest: {record.get('error', {}).get('kind', 'failure')}"
     words = []
     for name in OBJECTIVES:
-        value = record.get("objectives", {}).get(name)
-        number = value.get("median") if isinstance(value, dict) else value
-        if isinstance(number, (int, float)):
+        number = central(outcome.objectives.get(name))
+        if number is not None:
             heading, cell = render.OBJECTIVE_CELLS[name]
             words.append(f"{heading} {cell(number)}")
     return "latest: " + ", ".join(words) if words else ""
@@ -161,7 +201,7 @@ def latest_measurement(folder: RunFolder) -> str:
 class Follower:
     """Looks at one job again and again, pulling what is new, until it is over. `say` gets whole lines.
 
-    `live` draws one changing line instead. `clock` and `sleep` are replaced in tests.
+    `live` draws one changing line instead. `clock`, `sleep` and `uniform` are replaced in tests.
     """
 
     job: Job
@@ -172,35 +212,40 @@ class Follower:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     open: Callable[[HostEntry, SshOptions], Transport] = open_transport
+    uniform: Callable[[], float] = random.random
     status: dict[str, Any] = field(default_factory=dict)
     _transport: Transport | None = None
     _said: tuple[Any, ...] = ()
+    _rebooted_at_s: float | None = None
 
     def until_over(self, timeout_s: float | None = None) -> dict[str, Any] | None:
         """The last status; None when `timeout_s` ran out before. Raises what no waiting can mend."""
         for status in self.states(timeout_s):
             self._show(status)
         self._erase()
-        state = self.status.get("state")
-        return self.status if state in FINAL_STATES else None
+        return self.status if self._is_over() else None
 
     def states(self, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Each status that is heard, up to the last one or until `timeout_s` is over."""
         end = None if timeout_s is None else self.clock() + timeout_s
-        pause_s = self.poll_s
+        pauses = Pauses(first_s=self.poll_s, uniform=self.uniform)
         try:
             while True:
+                n_bytes = self._n_bytes()
+                pause_s = self.poll_s
                 try:
                     self.status = self._look()
-                    pause_s = self.poll_s
+                    pauses.reset()
                     yield self.status
-                    if self.status.get("state") in FINAL_STATES:
+                    if self._is_over():
                         return
                 except TransportError as exc:
                     self._close()
-                    if isinstance(exc, (AuthenticationError, HostKeyError)) or self.job.is_local:
+                    if not is_worth_another_try(exc) or self.job.is_local:
                         raise
-                    pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                    if self._n_bytes() > n_bytes:
+                        pauses.reset()
+                    pause_s = pauses.after_loss()
                     self._note(f"{exc.problem}; the run goes on on the board; trying again in {pause_s:.0f} s")
                 if end is not None and self.clock() >= end:
                     return
@@ -215,6 +260,19 @@ class Follower:
         status = session.status([self.job.run_id]).get(self.job.run_id, {"state": "unknown"})
         session.pull(self.job.folder)
         return status
+
+    def _is_over(self) -> bool:
+        """A run that its board is about to go on with after a reboot is not, for a while."""
+        if not self.status.get("goes_on_by_itself"):
+            self._rebooted_at_s = None
+            return self.status.get("state") in FINAL_STATES
+        if self._rebooted_at_s is None:
+            self._rebooted_at_s = self.clock()
+            self._note("the board has rebooted and is about to go on with the run")
+        return self.clock() >= self._rebooted_at_s + BOOT_PATIENCE_S
+
+    def _n_bytes(self) -> int:
+        return sum(self.job.folder.offsets().values())
 
     def _close(self) -> None:
         if self._transport is not None:

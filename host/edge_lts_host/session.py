@@ -14,15 +14,26 @@ import importlib.util
 import json
 import posixpath
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_lts.reservation import OWNER_VARIABLE
 from edge_lts.runfolder import LEDGER
+from edge_lts_host import locks
 from edge_lts_host.agent_protocol import AgentReader
-from edge_lts_host.errors import AgentProtocolError, CommandError, PreflightError, StoreError, TransportError, last_line
-from edge_lts_host.hosts import LOCAL_HOST, HostEntry
+from edge_lts_host.errors import (
+    AgentProtocolError,
+    CommandError,
+    HostError,
+    PreflightError,
+    StoreError,
+    TransportError,
+    last_line,
+)
+from edge_lts_host.hosts import LOCAL_HOST, HostEntry, how_to_deploy
+from edge_lts_host.transport.serial_port import is_serial
 
 if TYPE_CHECKING:
     from edge_lts.arch import Architecture
@@ -42,6 +53,7 @@ PUT_S = 600.0
 PULL_S = 3600.0
 _PIECE_BYTES = 8 << 20
 _NOT_STARTED = (1, 2, 126, 127)
+_LOCKING_VERBS = ("search", "on-boot", "measure", "worker", "clean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +70,7 @@ class Place:
     def of(cls, entry: HostEntry, payload: Payload | None = None) -> Place:
         """Of a deployed host, with the agent of `payload` in place of the one deployed. Raises PreflightError."""
         if entry.root is None or entry.python is None or entry.agent is None:
-            raise PreflightError(
-                f"{entry.name} has not been deployed to", f"edge-lts deploy --host {entry.destination}"
-            )
+            raise PreflightError(f"{entry.name} has not been deployed to", how_to_deploy(entry))
         agent = entry.agent if payload is None else posixpath.join(entry.root, "agents", payload.name)
         return cls(name=entry.name, root=entry.root, python=entry.python, site=entry.site, agent=agent)
 
@@ -69,6 +79,16 @@ class Place:
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("root", "python", "site", "agent")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a device says of itself: its runs; the records (owner, age_s, ...) of the run that holds its lock and of the
+    person it is reserved for, None for nobody, or for an agent deployed before there was such a thing."""
+
+    runs: list[dict[str, Any]]
+    run_holder: dict[str, Any] | None
+    reserved: dict[str, Any] | None
 
 
 def local_place(payload: Payload) -> Place:
@@ -84,11 +104,22 @@ def local_place(payload: Payload) -> Place:
 
 
 def open_transport(entry: HostEntry, options: SshOptions | None = None) -> Transport:
-    """A link to `entry`: a process on this machine, or SSH. Raises ConnectError."""
+    """A link to `entry`: a process on this machine, its serial console, or SSH. Raises ConnectError."""
     if entry.is_local:
         from edge_lts_host.transport.local import LocalTransport
 
         return LocalTransport()
+    if is_serial(entry.destination):
+        from edge_lts_host.transport.serial_console import SerialTransport
+        from edge_lts_host.transport.ssh_config import SshOptions
+
+        options = options or SshOptions()
+        return SerialTransport(
+            entry.destination,
+            prompt=options.prompt,
+            is_interactive=options.is_interactive,
+            login_s=options.connect_timeout_s,
+        )
     from edge_lts_host.transport.ssh import SshTransport
 
     return SshTransport(entry.destination, options)
@@ -133,6 +164,13 @@ class Session:
         """What the device says of each run, by id; one round trip for all."""
         events = self.call(["status", *(self.place.run_dir(run_id) for run_id in run_ids)], timeout_s=QUICK_S)
         return {str(event.get("run_id")): event for event in events if event["event"] == "status"}
+
+    def survey(self) -> Survey:
+        """Who has the device, and its runs that are not over or were the last; one round trip."""
+        events = self.call(["status", self.place.root], timeout_s=QUICK_S)
+        claims = next((event for event in events if event["event"] == "board"), {})
+        runs = [event for event in events if event["event"] == "status" and event.get("path") != self.place.root]
+        return Survey(runs=runs, run_holder=_record(claims.get("run")), reserved=_record(claims.get("reserved")))
 
     def stop(self, run_id: str, *, timeout_s: float) -> dict[str, Any]:
         """Ask the supervisor to end and wait for it; returns the event `stopped`."""
@@ -250,8 +288,10 @@ class Session:
     # Commands of the agent --------------------------------------------------------------------------------------------
 
     def argv(self, words: Sequence[str]) -> list[str]:
+        """The command line of one verb; those that take the board's lock are told who asks."""
         site = [] if self.place.site is None else ["--site", self.place.site]
-        return [self.place.python, "-I", self.place.agent, *site, *words]
+        who = ["env", f"{OWNER_VARIABLE}={locks.owner()}"] if words[0] in _LOCKING_VERBS else []
+        return [*who, self.place.python, "-I", self.place.agent, *site, *words]
 
     def call(self, words: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> list[dict[str, Any]]:
         """Run one verb to its end and return its events. Raises the agent's own error, or what went wrong around it."""
@@ -262,6 +302,14 @@ class Session:
         events = list(reader)
         self._check_end(argv, reader, result.exit_status, result.stderr)
         return events
+
+    def converse(self, words: Sequence[str], stdin: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+        """Events of a verb that goes on reading its stdin (see Transport.stream); it ends when `stdin` does."""
+        argv = self.argv(words)
+        with self.transport.stream(argv, stdin=stdin) as stream:
+            reader = AgentReader(stream, self.transport.name)
+            yield from reader
+            self._check_end(argv, reader, stream.exit_status, stream.stderr)
 
     def _last(self, words: Sequence[str], *kinds: str, timeout_s: float, stdin: bytes = b"") -> dict[str, Any]:
         found = [each for each in self.call(words, timeout_s=timeout_s, stdin=stdin) if each["event"] in kinds]
@@ -293,6 +341,10 @@ class Session:
             raise
 
 
+def _record(data: object) -> dict[str, Any] | None:
+    return data if isinstance(data, dict) else None
+
+
 def sha256_before(path: Path, offset: int, n_bytes: int) -> str:
     """SHA-256 of the `n_bytes` bytes before `offset` in a file here."""
     try:
@@ -304,13 +356,19 @@ def sha256_before(path: Path, offset: int, n_bytes: int) -> str:
 
 
 def _pieces(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of some megabytes: one durable write each."""
+    """The same bytes in pieces of some megabytes: one durable write each. What came before an error is handed out, too:
+    on a slow link a piece takes minutes."""
     held = bytearray()
-    for chunk in chunks:
-        held += chunk
-        if len(held) >= _PIECE_BYTES:
+    try:
+        for chunk in chunks:
+            held += chunk
+            if len(held) >= _PIECE_BYTES:
+                yield bytes(held)
+                held.clear()
+    except HostError:
+        if held:
             yield bytes(held)
-            held.clear()
+        raise
     if held:
         yield bytes(held)
 

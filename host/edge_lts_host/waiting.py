@@ -48,8 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def serve(args: argparse.Namespace, work: Callable[[Job, Session], Any]) -> int:
-    """`work` for each job that the RUN arguments mean, side by side; the exit code."""
+def serve(args: argparse.Namespace, work: Callable[[Job, Session], Any], *, is_copying: bool = False) -> int:
+    """`work` for each job that the RUN arguments mean, side by side; the exit code.
+
+    `is_copying`: it only copies what is new, and goes on where it was when a link breaks.
+    """
     from edge_lts_host import follow
     from edge_lts_host.commands import common
     from edge_lts_host.fleet import exit_code
@@ -61,10 +64,19 @@ def serve(args: argparse.Namespace, work: Callable[[Job, Session], Any]) -> int:
         if len(jobs) > 1:
             render.warn(f"{job.run_id}: {error}")
 
-    results = follow.each(jobs, work, common.ssh_options(args), common.MAX_PARALLEL, complain)
+    fail_percent = getattr(args, "fail_percent", None)
+    results = follow.each(
+        jobs,
+        work,
+        common.ssh_options(args),
+        common.n_parallel(args, len(jobs)),
+        complain,
+        fail_percent=fail_percent,
+        say=render.talk if is_copying else None,
+    )
     if len(results) == 1 and results[0].error is not None:
         raise results[0].error
-    return exit_code(results)
+    return exit_code(results, fail_percent)
 
 
 def is_waiting(args: argparse.Namespace, is_local: bool) -> bool:

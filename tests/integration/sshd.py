@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
-import select
 import shutil
 import socket
 import subprocess
@@ -122,50 +121,6 @@ class Sshd:
             time.sleep(0.01)
         self.stop()
         return False
-
-
-class Relay:
-    """A TCP relay to `port` of 127.0.0.1 that can go silent: a cut cable, which neither end is told about."""
-
-    def __init__(self, port: int) -> None:
-        self.is_silent = threading.Event()
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(0.05)
-        self.port: int = self._listener.getsockname()[1]
-        self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._accept, name="relay")]
-        self._threads[0].start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                ours, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            theirs = socket.create_connection(("127.0.0.1", self._target))
-            thread = threading.Thread(target=self._carry, args=(ours, theirs), name="relay")
-            self._threads.append(thread)
-            thread.start()
-
-    def _carry(self, ours: socket.socket, theirs: socket.socket) -> None:
-        with ours, theirs:
-            while not self._stopped.is_set():
-                readable, _, _ = select.select([ours, theirs], [], [], 0.05)
-                if self.is_silent.is_set():
-                    self._stopped.wait()  # swallow everything, and tell nobody
-                    return
-                for sock in readable:
-                    data = sock.recv(65536)
-                    if not data:
-                        return
-                    (theirs if sock is ours else ours).sendall(data)
 
 
 def processes_with(token: str) -> set[int]:

@@ -21,7 +21,8 @@ from edge_lts_host.errors import (
 )
 from edge_lts_host.transport.ssh import SshTransport
 from edge_lts_host.transport.ssh_config import SshOptions
-from tests.integration.sshd import Relay, Sshd, free_port, kill_tree, make_key, no_leaks, processes_with, wait_until
+from tests.integration.sshd import Sshd, free_port, kill_tree, make_key, no_leaks, processes_with, wait_until
+from tests.proxy import Proxy
 
 pytestmark = [pytest.mark.sshd, pytest.mark.usefixtures("leaks_nothing")]
 
@@ -220,13 +221,12 @@ def test_put_goes_on_after_the_connection_was_lost(sshd: Sshd, ssh_options: Opti
 
 
 @pytest.fixture
-def relay(sshd: Sshd) -> Iterator[Relay]:
-    relay = Relay(sshd.port)
-    yield relay
-    relay.stop()
+def relay(sshd: Sshd) -> Iterator[Proxy]:
+    with Proxy(sshd.port) as relay:
+        yield relay
 
 
-def through(relay: Relay, sshd: Sshd, tmp_path: Path, ssh_options: Options, **changes: object) -> SshTransport:
+def through(relay: Proxy, sshd: Sshd, tmp_path: Path, ssh_options: Options, **changes: object) -> SshTransport:
     known_hosts = tmp_path / "relayed"
     known_hosts.write_text(sshd.known_hosts_line(port=relay.port))
     return SshTransport(f"{sshd.user}@127.0.0.1:{relay.port}", ssh_options(known_hosts_file=known_hosts, **changes))
@@ -238,13 +238,13 @@ def end_orphans(sshd: Sshd) -> None:
         kill_tree(pid)
 
 
-def test_dead_peer_is_noticed_on_an_idle_stream(sshd: Sshd, ssh_options: Options, tmp_path: Path, relay: Relay) -> None:
+def test_dead_peer_is_noticed_on_an_idle_stream(sshd: Sshd, ssh_options: Options, tmp_path: Path, relay: Proxy) -> None:
     with through(relay, sshd, tmp_path, ssh_options, heartbeat_s=0.5) as transport:
         with transport.stream(["sh", "-c", "echo up; exec sleep 600"]) as stream:
             assert next(stream.lines()) == b"up"
             time.sleep(2)  # several heartbeats long, all answered
             assert transport.run(["true"], timeout_s=30).exit_status == 0
-            relay.is_silent.set()
+            relay.stall()
             started = time.monotonic()
             with pytest.raises(ConnectionLostError, match="no longer answers"):
                 next(stream)
@@ -254,10 +254,10 @@ def test_dead_peer_is_noticed_on_an_idle_stream(sshd: Sshd, ssh_options: Options
 
 
 def test_call_over_a_dead_link_ends_at_its_deadline(
-    sshd: Sshd, ssh_options: Options, tmp_path: Path, relay: Relay
+    sshd: Sshd, ssh_options: Options, tmp_path: Path, relay: Proxy
 ) -> None:
     with through(relay, sshd, tmp_path, ssh_options) as transport:
-        relay.is_silent.set()
+        relay.stall()
         started = time.monotonic()
         with pytest.raises((TransportTimeoutError, ConnectionLostError)):
             transport.run(["cat"], stdin=bytes(50_000_000), timeout_s=1)

@@ -62,11 +62,16 @@ def run(args: argparse.Namespace) -> int:
     def for_all(is_dry_run: bool) -> tuple[list[dict[str, Any]], int]:
         n_parallel = common.n_parallel(args, len(entries))
         results = side_by_side(
-            entries, lambda entry: clean(entry, is_dry_run), n_parallel=n_parallel, links=links, on_error=complain
+            entries,
+            lambda entry: clean(entry, is_dry_run),
+            n_parallel=n_parallel,
+            links=links,
+            on_error=complain,
+            fail_percent=args.fail_percent,
         )
         if len(results) == 1 and results[0].error is not None:
             raise results[0].error
-        return [result.value for result in results if result.value is not None], exit_code(results)
+        return [result.value for result in results if result.value is not None], exit_code(results, args.fail_percent)
 
     columns = (
         ("host", "host", render.text),

@@ -43,6 +43,11 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", metavar="PATTERN", help="only boards whose name, tag or group matches, as in 'pi5-*,lab'"
     )
+    add_fleet(parser)
+
+
+def add_fleet(parser: argparse.ArgumentParser) -> None:
+    """How several boards are served: --parallel for `n_parallel(args, ...)`, and `args.fail_percent`."""
     parser.add_argument(
         "--parallel",
         metavar="N",
@@ -50,6 +55,27 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"boards served at a time (default: all, at most {MAX_PARALLEL})",
     )
+    parser.add_argument(
+        "--fail-percent",
+        metavar="N",
+        type=percentage,
+        default=None,
+        help="so many percent of the boards may fail: up to there the exit code is 0, beyond it no further board is "
+        "begun (default: every board is tried, and any failure has its exit code)",
+    )
+
+
+def percentage(text: str) -> float:
+    """0 to 100, for --fail-percent. Raises UsageError."""
+    from edge_lts_host.errors import UsageError
+
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"--fail-percent: must be a number from 0 to 100, not {text!r:.40}")
+    return value
 
 
 def add_ssh(parser: argparse.ArgumentParser) -> None:
@@ -99,11 +125,11 @@ def n_parallel(args: argparse.Namespace, n_hosts: int) -> int:
     """How many boards to serve at a time: --parallel, else the inventory's default, else all up to MAX_PARALLEL."""
     from edge_lts_host.errors import UsageError
 
-    wanted: int | None = args.parallel
-    if wanted is None and args.inventory:
+    wanted: int | None = getattr(args, "parallel", None)
+    if wanted is None and getattr(args, "inventory", None):
         from pathlib import Path
 
-        from edge_lts_host.hosts import load_inventory
+        from edge_lts_host.inventory import load_inventory
 
         wanted = load_inventory(Path(args.inventory)).parallel
     if wanted is None:

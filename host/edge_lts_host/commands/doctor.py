@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host.errors import StoreError
-    from edge_lts_host.fleet import Links, side_by_side
+    from edge_lts_host.fleet import Links, is_too_many, side_by_side
     from edge_lts_host.hosts import LOCAL_HOST, load_hosts, select_hosts
     from edge_lts_host.payload import build_payload
     from edge_lts_host.report import doctor, render
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
             session.push_agent(payload)
             return session.doctor()
 
-    results = side_by_side(entries, examine, n_parallel=common.n_parallel(args, len(entries)), links=links)
+    n_parallel = common.n_parallel(args, len(entries))
+    results = side_by_side(entries, examine, n_parallel=n_parallel, links=links, fail_percent=args.fail_percent)
     hosts: list[dict[str, Any]] = [{"host": doctor.WORKSTATION, "findings": doctor.worst_first(findings)}]
     for result in results:
         entry = result.item
@@ -65,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
         worded = [doctor.finding(*_checked(each), host=address) for each in found]
         hosts.append({"host": entry.name, "findings": doctor.worst_first(worded)})
     render.emit(doctor.show(hosts, args.output))
-    is_bad = any(each["severity"] == "error" for host in hosts for each in host["findings"])
-    return FOUND_ERRORS if is_bad else 0
+    here, *boards = [any(each["severity"] == "error" for each in host["findings"]) for host in hosts]
+    may_fail = 0.0 if args.fail_percent is None else args.fail_percent
+    return FOUND_ERRORS if here or is_too_many(sum(boards), len(boards), may_fail) else 0
 
 
 def _workstation() -> list[dict[str, Any]]:

@@ -21,15 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host import follow, waiting
     from edge_lts_host.report import render
-    from edge_lts_host.session import Session, open_transport
+    from edge_lts_host.session import Session
 
     (job,) = follow.find_jobs([args.run_id])
     options = common.ssh_options(args)
+
+    def pull(job: follow.Job, session: Session) -> None:
+        session.pull(job.folder)
+
     reader = follow.LogReader(job.folder, events_only=args.events)
     if not args.follow:
         if not job.is_local:
-            with open_transport(job.entry, options) as transport:
-                Session(transport, job.place).pull(job.folder)
+            pulled = follow.each([job], pull, options, 1, lambda *_: None, say=render.talk)
+            if pulled[0].error is not None:
+                raise pulled[0].error
         for line in reader.new_lines():
             render.emit(line)
         return 0

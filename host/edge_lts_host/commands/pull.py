@@ -1,4 +1,7 @@
-"""`edge-lts pull`: copy what is new of runs from their boards, also while they go on."""
+"""`edge-lts pull`: copy what is new of runs from their boards, also while they go on.
+
+A link that breaks in the middle is made again, and the copying goes on at the byte where it was.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ EXAMPLE = "edge-lts pull"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_runs(parser)
+    common.add_fleet(parser)
     common.add_ssh(parser)
 
 
@@ -28,4 +32,4 @@ def run(args: argparse.Namespace) -> int:
         moved = session.pull(job.folder)
         render.talk(f"{job.run_id}: {render.size(sum(moved.values()))} new in {job.folder.path}")
 
-    return waiting.serve(args, pull)
+    return waiting.serve(args, pull, is_copying=True)

@@ -14,6 +14,7 @@ EXAMPLE = "edge-lts stop"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_runs(parser)
+    common.add_fleet(parser)
     parser.add_argument(
         "--timeout",
         metavar="TIME",

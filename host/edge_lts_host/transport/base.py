@@ -33,6 +33,7 @@ MAX_LINE_BYTES = 16 * MIB
 STDERR_TAIL_BYTES = MIB
 # Linux refuses a single argument above 128 KiB, and over SSH the whole command line is one argument of the login shell.
 MAX_COMMAND_BYTES = 120_000
+STDIN_POLL_S = 0.05  # how often stdin that had nothing to send is asked again
 # How long an ended command may leave its output open (a background child that kept stdout) before we stop waiting for
 # it.
 LINGER_S = 1.0
@@ -89,6 +90,7 @@ class Process(ABC):
     def pump(self, wait_s: float) -> tuple[bytes, bytes]:
         """Send stdin that can be sent, return (stdout, stderr) that arrived; waits for either at most `wait_s` seconds.
 
+        An empty chunk of stdin means that there is nothing to send yet: it is asked again within STDIN_POLL_S.
         Sets `exit_status` when the command has ended and nothing is left to read. Raises TransportError when the link
         failed.
         """
@@ -238,18 +240,7 @@ class Transport(ABC):
 
         Raises TransferError, after killing the command, when stdout grows beyond `max_output_bytes`.
         """
-        chunks = []
-        n_bytes = 0
-        with self._open(argv, (stdin,) if stdin else (), Deadline(timeout_s, self.clock)) as stream:
-            for chunk in stream:
-                n_bytes += len(chunk)
-                if n_bytes > max_output_bytes:
-                    raise TransferError(self.name, f"more than {max_output_bytes} bytes of output from {_short(argv)}")
-                chunks.append(chunk)
-        assert stream.exit_status is not None
-        return CommandResult(
-            argv=tuple(argv), exit_status=stream.exit_status, stdout=b"".join(chunks), stderr=stream.stderr
-        )
+        return self._collect(argv, (stdin,) if stdin else (), Deadline(timeout_s, self.clock), max_output_bytes)
 
     def check(
         self,
@@ -265,9 +256,19 @@ class Transport(ABC):
             raise CommandError(result.argv, result.exit_status, result.stderr, self.name)
         return result
 
-    def stream(self, argv: Sequence[str], *, timeout_s: float = math.inf, idle_timeout_s: float = math.inf) -> Stream:
-        """Start `argv` with empty stdin and hand out its stdout as it comes. See Stream."""
-        return self._open(argv, (), Deadline(timeout_s, self.clock), idle_timeout_s)
+    def stream(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: Iterable[bytes] = (),
+        timeout_s: float = math.inf,
+        idle_timeout_s: float = math.inf,
+    ) -> Stream:
+        """Start `argv` and hand out its stdout as it comes. See Stream.
+
+        `stdin` is asked for chunks while output is waited for; an empty one means "nothing yet" (a conversation).
+        """
+        return self._open(argv, stdin, Deadline(timeout_s, self.clock), idle_timeout_s)
 
     def put(
         self,
@@ -296,11 +297,24 @@ class Transport(ABC):
         return get(self, remote_path, offset=offset, max_bytes=max_bytes, timeout_s=timeout_s)
 
     def send(self, argv: Sequence[str], chunks: Iterable[bytes], deadline: Deadline) -> CommandResult:
-        """`run` with stdin made while it is sent, for what does not fit into memory."""
-        with self._open(argv, chunks, deadline) as stream:
-            stdout = b"".join(stream)
+        """`run` with stdin made while it is sent, for what does not fit into memory; stdout as for `run`."""
+        return self._collect(argv, chunks, deadline, DEFAULT_MAX_OUTPUT_BYTES)
+
+    def _collect(
+        self, argv: Sequence[str], stdin: Iterable[bytes], deadline: Deadline, max_output_bytes: int
+    ) -> CommandResult:
+        chunks = []
+        n_bytes = 0
+        with self._open(argv, stdin, deadline) as stream:
+            for chunk in stream:
+                n_bytes += len(chunk)
+                if n_bytes > max_output_bytes:
+                    raise TransferError(self.name, f"more than {max_output_bytes} bytes of output from {_short(argv)}")
+                chunks.append(chunk)
         assert stream.exit_status is not None
-        return CommandResult(argv=tuple(argv), exit_status=stream.exit_status, stdout=stdout, stderr=stream.stderr)
+        return CommandResult(
+            argv=tuple(argv), exit_status=stream.exit_status, stdout=b"".join(chunks), stderr=stream.stderr
+        )
 
     def _open(
         self, argv: Sequence[str], stdin: Iterable[bytes], deadline: Deadline, idle_timeout_s: float = math.inf

@@ -83,6 +83,7 @@ class _LocalProcess(Process):
         self._child = child
         self._chunks: Iterator[bytes] = iter(stdin)
         self._pending = memoryview(b"")
+        self._is_waiting_for_stdin = False
         self._ended_at: float | None = None
         self._pipes = (child.stdin, child.stdout, child.stderr)
         self._selector = selectors.DefaultSelector()
@@ -94,6 +95,8 @@ class _LocalProcess(Process):
 
     def pump(self, wait_s: float) -> tuple[bytes, bytes]:
         found = {self._child.stdout: b"", self._child.stderr: b""}
+        if self._is_waiting_for_stdin:
+            self._ask_stdin()
         for key, _ in self._selector.select(min(wait_s, _LOOK_S)):
             if key.fileobj is self._child.stdin:
                 self._feed()
@@ -129,10 +132,14 @@ class _LocalProcess(Process):
     def _feed(self) -> None:
         assert self._child.stdin is not None
         try:
-            while not self._pending:
+            if not self._pending:
                 chunk = next(self._chunks, None)
                 if chunk is None:
                     raise BrokenPipeError  # nothing more to say: same end as when nobody listens any more
+                if not chunk:
+                    self._is_waiting_for_stdin = True
+                    self._selector.unregister(self._child.stdin)  # writable all the time: it would wake us for nothing
+                    return
                 self._pending = memoryview(chunk)
             self._pending = self._pending[os.write(self._child.stdin.fileno(), self._pending) :]
         except BlockingIOError:
@@ -140,6 +147,19 @@ class _LocalProcess(Process):
         except BrokenPipeError:
             self._selector.unregister(self._child.stdin)
             self._child.stdin.close()
+
+    def _ask_stdin(self) -> None:
+        """Once more for a chunk, after there was nothing to send."""
+        assert self._child.stdin is not None
+        chunk = next(self._chunks, None)
+        if chunk == b"":
+            return
+        self._is_waiting_for_stdin = False
+        if chunk is None:
+            self._child.stdin.close()
+            return
+        self._pending = memoryview(chunk)
+        self._selector.register(self._child.stdin, selectors.EVENT_WRITE)
 
     def _look_for_the_end(self) -> None:
         is_output_open = any(key.fileobj is not self._child.stdin for key in self._selector.get_map().values())

@@ -9,6 +9,7 @@ known here; host keys and logging in are in ssh_login.py.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import secrets
 import select
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from edge_lts_host.errors import ConnectError, ConnectionLostError, TransportError, last_line
-from edge_lts_host.transport.base import LINGER_S, MIB, Deadline, Process, Transport, encode_command
+from edge_lts_host.transport.base import LINGER_S, MIB, STDIN_POLL_S, Deadline, Process, Transport, encode_command
 from edge_lts_host.transport.ssh_config import SshDestination, SshHost, SshOptions, resolve
 from edge_lts_host.transport.ssh_link import Pulse, Watchdog, mapped_errors, paramiko
 from edge_lts_host.transport.ssh_login import Link, connect
@@ -24,7 +25,7 @@ from edge_lts_host.transport.ssh_login import Link, connect
 _READ_BYTES = 256 * 1024
 _SEND_BYTES = 256 * 1024
 _WINDOW_BYTES = 4 * MIB
-_OPEN_S = 30.0  # for a channel to open, whatever the call's own time
+_OPEN_S = 60.0  # for a channel to open, whatever the call's own time; a dead peer is noticed before
 _KILL_S = 4.0  # for the whole of ending a command on the far side
 _GRACE_S = 5.0  # beyond a deadline, before the watchdog closes a connection that swallows even the end of the call
 # paramiko tells nobody when the far side makes room for more stdin.
@@ -74,8 +75,13 @@ class SshTransport(Transport):
         self.name = self.host.name
         self._is_closed = False
         self._link: Link = connect(self.host, options, sleep=sleep)
-        self._pulse = Pulse(self._link.paramiko, options.heartbeat_s)
+        self._pulse = Pulse(self._link.paramiko, self._link.sock, options.heartbeat_s)
         self._pulse.start()
+
+    @property
+    def heard_s(self) -> float:
+        """When something last came from the host, on the monotonic clock."""
+        return self._link.sock.heard_s
 
     def close(self) -> None:
         self._is_closed = True
@@ -92,9 +98,14 @@ class SshTransport(Transport):
     def _execute(self, argv: Sequence[str], timeout_s: float) -> paramiko.Channel:
         link = self._link.paramiko
         doing = "starting a command"
-        with Watchdog(link, timeout_s + _GRACE_S, self.name, doing), mapped_errors(self.name, doing):
-            channel = link.open_session(window_size=_WINDOW_BYTES, timeout=max(1.0, timeout_s))
-            channel.exec_command(encode_command(argv))
+        try:
+            with Watchdog(link, timeout_s + _GRACE_S, self.name, doing), mapped_errors(self.name, doing):
+                channel = link.open_session(window_size=_WINDOW_BYTES, timeout=max(1.0, timeout_s))
+                channel.exec_command(encode_command(argv))
+        except ConnectionLostError:
+            if self._pulse.has_lost_peer:
+                self.raise_if_lost()  # says it better
+            raise
         return channel
 
     def raise_if_lost(self) -> None:
@@ -143,11 +154,9 @@ class _SshProcess(Process):
         self._file = channel.fileno()
 
     def pump(self, wait_s: float) -> tuple[bytes, bytes]:
-        is_waiting_for_room = self._feed()
+        look_again_s = self._feed()
         with mapped_errors(self._where, "talking to a command"):
-            readable, _, _ = select.select(
-                [self._file], [], [], min(wait_s, _WINDOW_POLL_S) if is_waiting_for_room else wait_s
-            )
+            readable, _, _ = select.select([self._file], [], [], min(wait_s, look_again_s))
             stdout = self._channel.recv(_READ_BYTES) if self._channel.recv_ready() else b""
             stderr = self._channel.recv_stderr(_READ_BYTES) if self._channel.recv_stderr_ready() else b""
         if stdout or stderr:
@@ -155,8 +164,8 @@ class _SshProcess(Process):
         self._look_for_the_end(is_silent=bool(readable), wait_s=wait_s)
         return b"", b""
 
-    def _feed(self) -> bool:
-        """Send what the window takes; whether there is more."""
+    def _feed(self) -> float:
+        """Send what the window takes; how soon to come back for more, `math.inf` where there is none."""
         while self._chunks is not None:
             if not self._pending:
                 # Outside the mapping of errors: an OSError of the source is not the link's.
@@ -165,13 +174,15 @@ class _SshProcess(Process):
                     if chunk is None:
                         self._chunks = None
                         self._channel.shutdown_write()
-                        return False
+                        return math.inf
                 self._pending = memoryview(chunk)
             if self._channel.closed:
                 self._chunks = None  # the command ended without reading all; its status says what that means
-                return False
+                return math.inf
+            if not self._pending:
+                return STDIN_POLL_S
             if not self._channel.send_ready():
-                return True
+                return _WINDOW_POLL_S
             try:
                 n_sent = self._channel.send(bytes(self._pending[:_SEND_BYTES]))
             except (paramiko.SSHException, EOFError, OSError):
@@ -180,8 +191,8 @@ class _SshProcess(Process):
                 )
             self._pending = self._pending[n_sent:]
             if self._channel.recv_ready() or self._channel.recv_stderr_ready():
-                return True
-        return False
+                return _WINDOW_POLL_S
+        return math.inf
 
     def _look_for_the_end(self, *, is_silent: bool, wait_s: float) -> None:
         """Set `exit_status` when the command ended and its output is out; raise when the link is what ended."""

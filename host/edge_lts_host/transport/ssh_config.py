@@ -280,8 +280,14 @@ def _proxy_command(settings: _Settings, tokens: Mapping[str, str], ssh: str | No
         argv += ["-o", "BatchMode=yes"]
     if options.known_hosts_file is not None:
         argv += ["-o", f"UserKnownHostsFile={options.known_hosts_file.expanduser()}"]
-    if options.strict_host_key_checking is not None:
-        argv += ["-o", f"StrictHostKeyChecking={options.strict_host_key_checking}"]
+    strictness = options.strict_host_key_checking
+    if strictness is None:
+        strictness = _STRICTNESS.get(
+            (_ask_ssh(ssh, hop, hop.port, options).first("stricthostkeychecking") or "").lower()
+        )
+    if strictness is not None:
+        # With `no` OpenSSH would go on behind a changed key; ours is fatal whatever the options say.
+        argv += ["-o", f"StrictHostKeyChecking={'accept-new' if strictness == 'no' else strictness}"]
     if hop.user is not None:
         argv += ["-l", hop.user]
     if hop.port is not None:

@@ -1,20 +1,22 @@
 """Around paramiko: its exceptions become ours, and a clock of our own closes what it would wait for without end.
 
 paramiko's keepalive never looks whether anybody answers, and a channel that waits for a reply waits for ever
-(paramiko#515, #739, #2510, #2618). So every call runs under a Watchdog, and every connection has a Pulse that asks the
-server for an answer every few seconds.
+(paramiko#515, #739, #2510, #2618). So every call runs under a Watchdog, and every connection has a Pulse that asks a
+silent server for an answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
@@ -129,39 +131,74 @@ class Watchdog:
             raise TransportTimeoutError(self._where, f"{self._doing}: no answer within {self._timeout_s:g} s") from exc
 
 
-class Pulse(threading.Thread):
-    """Asks the server for an answer every `interval_s`; closes the connection when none came for two intervals more.
+class HeardSocket(socket.socket):
+    """A socket that remembers when something last came out of it, on the monotonic clock."""
 
-    A dead peer is so noticed three intervals after its last sign of life at most. OpenSSH answers a request it does not
-    know with a refusal, which is an answer; so does dropbear.
+    heard_s = -math.inf
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        data = super().recv(bufsize, flags)
+        self.heard_s = time.monotonic()
+        return data
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> HeardSocket:
+        """The same connection; `sock` is used up. Blocking, whatever timeout `sock` had."""
+        heard = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        heard.settimeout(None)
+        return heard
+
+
+class Pulse(threading.Thread):
+    """Closes the connection when nothing came from the server for three intervals.
+
+    A server that was silent for one interval is asked for an answer; OpenSSH and dropbear answer a request that they do
+    not know with a refusal. Whatever arrives is a sign of life: on a slow link the answer stands behind megabytes of a
+    transfer, which takes longer than three intervals and is no dead peer.
     """
 
-    def __init__(self, link: paramiko.Transport, interval_s: float) -> None:
+    def __init__(self, link: paramiko.Transport, sock: HeardSocket, interval_s: float) -> None:
         super().__init__(name="edge-lts-ssh-pulse", daemon=True)
-        self._watchdog: Watchdog | None = None
+        self.has_lost_peer = False  # whether it was the silence that closed the connection
         self._link = link
+        self._sock = sock
         self._interval_s = interval_s
         self._stopped = threading.Event()
 
-    @property
-    def has_lost_peer(self) -> bool:
-        """Whether it was the missing answer that closed the connection."""
-        return self._watchdog is not None and self._watchdog.has_fired
-
     def run(self) -> None:
-        while not self._stopped.wait(self._interval_s) and self._link.is_active():
-            self._watchdog = Watchdog(self._link, 2 * self._interval_s)
-            with self._watchdog:
-                try:
-                    self._link.global_request("keepalive@openssh.com", wait=True)
-                except (paramiko.SSHException, EOFError, OSError):
-                    self._link.close()
+        while self._link.is_active():
+            if self._stopped.wait(max(0.01, self._interval_s - self._silent_s())):
+                return
+            if self._silent_s() >= self._interval_s:
+                self._ask()
 
     def stop(self) -> None:
         self._stopped.set()
 
+    def _silent_s(self) -> float:
+        return time.monotonic() - self._sock.heard_s
 
-class ProxySocket(socket.socket):
+    def _ask(self) -> None:
+        # In a thread of its own: with a full send buffer even asking takes as long as the link pleases.
+        asking = threading.Thread(target=self._request, name="edge-lts-ssh-ask", daemon=True)
+        asking.start()
+        while asking.is_alive():
+            left_s = 3 * self._interval_s - self._silent_s()
+            if left_s <= 0:
+                self.has_lost_peer = True
+                self._link.close()
+                asking.join(5)
+                return
+            asking.join(left_s)
+
+    def _request(self) -> None:
+        try:
+            self._link.global_request("keepalive@openssh.com", wait=True)
+        except (paramiko.SSHException, EOFError, OSError):
+            self._link.close()
+
+
+class ProxySocket(HeardSocket):
     """One end of a socket pair whose other end is the stdin and stdout of a command (ProxyCommand, ProxyJump).
 
     paramiko's own ProxyCommand splits the command without a shell and leaves it running; a socket pair needs no

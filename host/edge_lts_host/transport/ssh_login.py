@@ -27,7 +27,7 @@ from edge_lts_host.errors import (
 )
 from edge_lts_host.transport.host_keys import HostKey, check_host_key, preferred_algorithms
 from edge_lts_host.transport.ssh_config import SshHost, SshOptions
-from edge_lts_host.transport.ssh_link import ProxySocket, Watchdog, mapped_errors, paramiko
+from edge_lts_host.transport.ssh_link import HeardSocket, ProxySocket, Watchdog, mapped_errors, paramiko
 
 # How long somebody may take to type a one-time code; the server's LoginGraceTime is shorter.
 _TYPING_S = 180.0
@@ -35,14 +35,14 @@ _N_PASSPHRASE_TRIES = 3
 
 
 class Link(NamedTuple):
-    """A connection, logged in, and the proxy under it."""
+    """A connection, logged in, and the socket under it."""
 
     paramiko: paramiko.Transport
-    proxy: ProxySocket | None
+    sock: HeardSocket
 
     def close(self) -> None:
         """End both, and wait for paramiko's thread; never raises."""
-        _close(self.paramiko, self.proxy)
+        _close(self.paramiko, self.sock)
 
 
 class _TransientError(Exception):
@@ -79,24 +79,29 @@ def _connect_once(host: SshHost, options: SshOptions) -> Link:
             shown = link.get_remote_server_key()
             key = HostKey(key_type=shown.get_name(), blob=shown.asbytes())
         check_host_key(host, key, options, supported)
-        _log_in(link, host, options)
+        try:
+            _log_in(link, host, options)
+        except AuthenticationError:
+            raise
+        except (ConnectError, TransportTimeoutError) as exc:  # the link broke; nobody refused us
+            raise _transient(exc, exc.__cause__) from exc.__cause__
     except BaseException:
-        _close(link, proxy)
+        _close(link, sock)
         sock.close()  # paramiko leaves it open when it was never started
         raise
-    return Link(link, proxy)
+    return Link(link, sock)
 
 
-def _close(link: paramiko.Transport | None, proxy: ProxySocket | None) -> None:
+def _close(link: paramiko.Transport | None, sock: HeardSocket) -> None:
     if link is not None:
         link.close()
         if link.is_alive():
             link.join(5)
-    if proxy is not None:
-        proxy.end()
+    if isinstance(sock, ProxySocket):
+        sock.end()
 
 
-def _open_socket(host: SshHost) -> socket.socket:
+def _open_socket(host: SshHost) -> HeardSocket:
     if host.proxy_command is not None:
         with mapped_errors(host.name, "starting the proxy", connecting=True):
             return ProxySocket(host.proxy_command)
@@ -117,10 +122,10 @@ def _open_socket(host: SshHost) -> socket.socket:
         problem = f"cannot reach {host.host_name}: {exc.strerror or exc}"
         raise _transient(ConnectError(host.name, problem, "is it on, and on this network?"), exc) from exc
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    return HeardSocket.of(sock)
 
 
-def _transient(error: TransportError, cause: BaseException) -> _TransientError:
+def _transient(error: TransportError, cause: BaseException | None) -> _TransientError:
     error.__cause__ = cause
     return _TransientError(error)
 

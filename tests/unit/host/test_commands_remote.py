@@ -300,7 +300,13 @@ def job() -> follow.Job:
 def following(job: follow.Job, board: RunningBoard) -> tuple[follow.Follower, list[str]]:
     said: list[str] = []
     follower = follow.Follower(
-        job, SshOptions(), said.append, clock=lambda: board.now, sleep=board.sleep, open=board.open
+        job,
+        SshOptions(),
+        said.append,
+        clock=lambda: board.now,
+        sleep=board.sleep,
+        open=board.open,
+        uniform=lambda: 1.0,
     )
     return follower, said
 
@@ -325,6 +331,23 @@ def test_a_broken_link_is_tried_again_and_is_no_failed_run(job: follow.Job) -> N
     assert status["state"] == "done"
     told = [line for line in said if "the run goes on on the board" in line]
     assert [line.split("again in ")[1] for line in told] == ["4 s", "8 s", "16 s"]
+
+
+def test_a_run_that_goes_on_after_a_reboot_is_followed_on(job: follow.Job) -> None:
+    rebooted = {"state": "interrupted", "goes_on_by_itself": True}
+    board = RunningBoard({"state": "running"}, rebooted, rebooted, {"state": "running"}, {"state": "done"})
+    follower, said = following(job, board)
+    assert (follower.until_over() or {})["state"] == "done"
+    assert len([line for line in said if "about to go on with the run" in line]) == 1
+
+
+def test_a_run_that_does_not_go_on_after_all_is_interrupted(job: follow.Job) -> None:
+    board = RunningBoard(*[{"state": "interrupted", "goes_on_by_itself": True}] * 1000)
+    follower, _ = following(job, board)
+    assert (follower.until_over() or {})["state"] == "interrupted"
+    assert follow.BOOT_PATIENCE_S <= board.now < follow.BOOT_PATIENCE_S + 10
+    follower, _ = following(job, RunningBoard(*[{"state": "interrupted", "goes_on_by_itself": True}] * 100))
+    assert follower.until_over(timeout_s=20) is None
 
 
 def test_a_refused_login_is_not_tried_for_ever(job: follow.Job) -> None:
@@ -422,9 +445,23 @@ def test_the_bar_is_as_full_as_the_budget() -> None:
     assert follow.progress_line({}).endswith("unknown: 0 measured, frontier 0")
 
 
+def test_a_status_with_an_endless_budget_is_shown(job: follow.Job) -> None:
+    (job.folder / "status.json").write_text('{"state": "running", "spent_s": 1e999, "budget_s": 1e999}')
+    assert "unknown" in follow.progress_line(job.folder.status())
+
+
 @pytest.mark.parametrize(
-    "junk", [b"", b"junk\n", b"[1]\n", b'{"kind": "failure"}\n', b'{"objectives": {"decoder_params": "x"}}\n']
+    "junk",
+    [
+        b"",
+        b"junk\n",
+        b"[1]\n",
+        b'{"kind": "failure"}\n',
+        b'{"kind": "failure", "error": [1]}\n',
+        b'{"objectives": {"decoder_params": "x"}}\n',
+        b'{"objectives": [1]}\n',
+    ],
 )
 def test_the_latest_measurement_of_a_strange_ledger_is_nothing(job: follow.Job, junk: bytes) -> None:
     (job.folder / "ledger.jsonl").write_bytes(junk)
-    assert follow.latest_measurement(job.folder) in ("", "latest: failure")
+    assert follow.latest_measurement(job.folder) == ""

@@ -23,11 +23,11 @@ from edge_lts_host.hosts import (
     forget,
     hosts_file,
     load_hosts,
-    load_inventory,
     parse_destination,
     remember,
     select_hosts,
 )
+from edge_lts_host.inventory import load_inventory
 
 
 def deployed(name: str, target: str, destination: str | None = None) -> HostEntry:

@@ -25,7 +25,15 @@ TORCH_ROOMS = ("edge_lts.model", "edge_lts.profile", "edge_lts.evaluator")
 COMMAND_LINE = ("cli.py", "__main__.py", "commands/", "waiting.py")
 # What each third-party library may be imported by; `host/edge_lts_host/` is left out.
 HOST_LIBRARIES = {
-    "numpy": ("spaces.py", "meters/alignment.py"),
+    "numpy": (
+        "spaces.py",
+        "meters/alignment.py",
+        "pool/parts.py",
+        "report/pairs.py",
+        "report/ranks.py",
+        "report/shapes.py",
+        "report/transfer.py",
+    ),
     "tabulate": ("report/render.py",),
     "platformdirs": ("store.py", "wheelhouse.py"),
     "tomli": ("toml_files.py",),
@@ -34,6 +42,8 @@ HOST_LIBRARIES = {
     "cryptography": ("transport/ssh", "meters/tc66c.py"),
     "serial": ("transport/serial", "meters/port.py"),
     "moocore": ("report/",),
+    "dask": ("pool/crew.py",),
+    "distributed": ("pool/crew.py",),
 }
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_lts.errors import EdgeLtsError, LedgerError, LockedError
 from edge_lts.records import Protocol, RunSpec
+from edge_lts_host import locks
 from edge_lts_host import session as session_module
 from edge_lts_host.agent_protocol import MAX_LINE_BYTES, PROTOCOL, AgentError, AgentReader
 from edge_lts_host.errors import AgentProtocolError, CommandError, ConnectionLostError, PreflightError, StoreError
@@ -27,6 +28,7 @@ HELLO = {"protocol": PROTOCOL, "event": "hello", "verb": "x"}
 PAYLOAD = Payload(data=b"the agent", sha256="5bb0" + "0" * 60)
 PLACE = Place(name="pi", root="/r", python="/py", site="/r/env/e", agent=f"/r/agents/{PAYLOAD.name}")
 AGENT = ["/py", "-I", PLACE.agent, "--site", "/r/env/e"]
+OWNED = ["env", f"EDGE_LTS_OWNER={locks.owner()}", *AGENT]  # verbs that take the board's lock
 
 Handler = Generator[bytes | Pause, None, int]
 
@@ -151,14 +153,14 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_start_pushes_the_agent_if_missing_and_the_spec_and_launches(board: FakeTransport) -> None:
     started = {"event": "started", "run_id": "run-1", "pid": 7}
-    board.reply([*AGENT, "search"], stdout=lines(HELLO, started))
+    board.reply([*OWNED, "search"], stdout=lines(HELLO, started))
     spec = RunSpec(run_id="run-1", space={"name": "tiny"}, budget_s=60.0, target="rpi5")
     for _ in range(2):
         assert Session(board, PLACE).start(spec, PAYLOAD) == started
     assert board.files[PLACE.agent].data == b"the agent"
     assert RunSpec.from_json(json.loads(board.files["/r/runs/run-1/spec.json"].data)) == spec
     launches = [call for call in board.calls if "search" in call]
-    assert launches[0] == (*AGENT, "search", "/r/runs/run-1", "--root", "/r", "--detach")
+    assert launches[0] == (*OWNED, "search", "/r/runs/run-1", "--root", "/r", "--detach")
 
 
 def test_a_broken_link_never_says_that_a_run_failed(board: FakeTransport) -> None:
@@ -200,7 +202,7 @@ def test_measure_sends_architecture_and_protocol(board: FakeTransport) -> None:
         yield lines(HELLO, {"event": "ready"}, {"event": "outcome", "kind": "evaluation", "flags": ["noisy"]})
         return 0
 
-    board.on(AGENT, measure)
+    board.on(OWNED, measure)
     architecture = Architecture.from_json({"backbone": "gpt2", "d_model": 32, "layers": [{"n_head": 2, "d_inner": 64}]})
     record = Session(board, PLACE).measure(architecture, Protocol(), timeout_s=60, is_emulated=True)
     assert record == {"kind": "evaluation", "flags": ["noisy"]}

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import pickle
+from collections.abc import Generator
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from edge_lts.errors import EdgeLtsError
 from edge_lts_host import errors
+from edge_lts_host.transport import base
 from edge_lts_host.transport.base import STDERR_TAIL_BYTES, Deadline, Process, Stream
-from edge_lts_host.transport.fake import FakeTransport
+from edge_lts_host.transport.fake import FakeCall, FakeTransport, Pause
 
 EXAMPLES: list[errors.HostError] = [
     errors.UsageError("--budget: 3x is not a time"),
@@ -160,3 +162,16 @@ def test_fake_prefers_the_longest_prefix_and_knows_nothing_else() -> None:
         assert board.check(["uname", "-a"], timeout_s=1).stdout == b"Linux\n"
         assert board.run(["id"], timeout_s=1).exit_status == 127
         assert board.calls == [("uname", "-m"), ("uname", "-a"), ("id",)]
+
+
+def test_endless_output_of_a_transfer_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "DEFAULT_MAX_OUTPUT_BYTES", 100_000)
+
+    def endless(call: FakeCall) -> Generator[bytes | Pause, None, int]:
+        while True:
+            yield b"x" * 1000
+
+    with FakeTransport() as board:
+        board.on(["store"], endless)
+        with pytest.raises(errors.TransferError, match="more than 100000 bytes of output from store"):
+            board.send(["store"], [b"data"], Deadline(60))
