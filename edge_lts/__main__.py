@@ -90,8 +90,15 @@ def _run(arguments: argparse.Namespace, emit: Emitter) -> int:
     if verb == "search":
         command = verbs.own_command(arguments.site)
         return verbs.search(emit, arguments.run_dir, command, root=arguments.root, is_detached=arguments.detach)
+    if verb == "on-boot":
+        command = verbs.own_command(arguments.site)
+        return verbs.on_boot(emit, arguments.run_dir, command, root=arguments.root, is_removing=arguments.remove)
     if verb == "measure":
         return verbs.measure(emit, sys.stdin.buffer, verbs.own_command(arguments.site), root=arguments.root)
+    if verb == "worker":
+        from edge_lts import worker
+
+        return worker.serve(emit, sys.stdin.fileno(), verbs.own_command(arguments.site), root=arguments.root)
     if verb == "status":
         return verbs.status(emit, arguments.paths, show_all=arguments.all)
     if verb == "stop":
@@ -124,8 +131,16 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--root", type=_folder, help="folder of board.lock (default: two above the run folder)")
     search.add_argument("--detach", action="store_true", help="return as soon as the run has begun")
 
+    on_boot = verbs.add_parser("on-boot", help="let the system resume a run when this board boots")
+    on_boot.add_argument("run_dir", type=_folder)
+    on_boot.add_argument("--root", type=_folder, help="folder of board.lock")
+    on_boot.add_argument("--remove", action="store_true", help="no longer")
+
     measure = verbs.add_parser("measure", help="measure one architecture, read as JSON from stdin")
     measure.add_argument("--root", type=_folder, help="folder of board.lock")
+
+    worker = verbs.add_parser("worker", help="measure what stdin asks for, one JSON line each, for a pool of boards")
+    worker.add_argument("--root", type=_folder, help="folder of board.lock")
 
     status = verbs.add_parser("status", help="say how runs are doing")
     status.add_argument("paths", nargs="+", type=_folder, metavar="ROOT|RUN_DIR")

@@ -12,24 +12,23 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from edge_lts import device, placement
+from edge_lts import device, on_boot, placement
 from edge_lts.arch import Architecture
 from edge_lts.budget import Budget, Durations
 from edge_lts.confirming import Confirming
-from edge_lts.errors import EdgeLtsError, EvaluationError, LedgerError
+from edge_lts.errors import DiskError, EdgeLtsError, EvaluationError, LedgerError
 from edge_lts.job import Lock
 from edge_lts.ledger import Ledger, LedgerReader
 from edge_lts.preparation import add_facts, check_meter, check_spec, describe_device, make_searcher, memory_limit_now
 from edge_lts.progress import Progress
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
-from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, now_utc
+from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, complain, now_utc
 from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
 from edge_lts.surroundings import Surroundings
 
@@ -73,6 +72,7 @@ class Supervisor:
         probe: Callable[..., DeviceInfo] = device.probe,
         heartbeat_s: float = HEARTBEAT_S,
         system_root: Path = device.SYSTEM,
+        remove_boot_entry: Callable[[RunFolder], object] = on_boot.remove,
     ) -> None:
         """Raises SpecError naming what is wrong with spec.json."""
         self._begun_s = clock()
@@ -86,6 +86,7 @@ class Supervisor:
         self._probe = probe
         self._heartbeat_s = heartbeat_s
         self._system_root = system_root
+        self._remove_boot_entry = remove_boot_entry
         self._budget = self._budget_after(0.0)
         self._durations = Durations()
         self._progress = Progress(folder, self._spec)
@@ -128,6 +129,7 @@ class Supervisor:
             counts = {name: previous.get(name) for name in self._progress.counts()}
             message = "the run is already finished; nothing was measured"
             self._event("finished", state="done", reasons=previous.get("reasons"), message=message, **counts)
+            self._remove_boot_entry(self._folder)
             return 0
         self._status = StatusFile(
             self._folder / STATUS,
@@ -143,6 +145,8 @@ class Supervisor:
         except Exception as exc:
             message = str(exc) if isinstance(exc, EdgeLtsError) else f"{type(exc).__name__}: {exc}"
             self._end("failed", (), message)
+            if not isinstance(exc, DiskError):
+                self._remove_boot_entry(self._folder)
             raise
         finally:
             self._status.stop_heartbeat()
@@ -167,7 +171,7 @@ class Supervisor:
     def _work(self, info: DeviceInfo, limit_bytes: int | None) -> tuple[str, tuple[str, ...]]:
         """Search and confirm; the state that this ends in, and why."""
         try:
-            with (self._folder / LOG).open("ab") as log:
+            with (self._folder / LOG).open("ab", buffering=0) as log:
                 self._start_measurer(limit_bytes, log)
                 self._settle(info)
                 reasons = self._search()
@@ -184,8 +188,10 @@ class Supervisor:
             self._progress.write_frontier(is_final=True)
         except OSError as exc:
             path = self._folder / FRONTIER
-            raise EdgeLtsError(f"cannot write {path}: {exc.strerror or exc}; free some space and resume") from exc
+            raise DiskError(f"cannot write {path}: {exc.strerror or exc}; free some space and resume") from exc
         self._end(state, reasons)
+        if state == "done":  # a run that is stopped by a shutdown goes on afterwards
+            self._remove_boot_entry(self._folder)
 
     def _end(self, state: str, reasons: tuple[str, ...], message: str = "") -> None:
         counts = self._progress.counts()
@@ -368,6 +374,18 @@ class Supervisor:
             raise
         duration_s = self._clock() - begun_s
         self._surroundings.after(outcome)
+        return self._record(outcome, candidate_id, architecture, purpose, candidate, duration_s)
+
+    def _record(
+        self,
+        outcome: Outcome,
+        candidate_id: int,
+        architecture: Architecture,
+        purpose: Purpose,
+        candidate: "Candidate | None",
+        duration_s: float,
+    ) -> Outcome:
+        """What `_measure` does once there is an outcome; pools of boards (edge_lts_host.pool) begin here."""
         if outcome.architecture != architecture:
             raise EvaluationError("crash", f"asked for {architecture.arch_id}, got {outcome.architecture.arch_id}")
         spent_s, measured_at = round(self._budget.spent_s(), 3), now_utc()
@@ -385,6 +403,7 @@ class Supervisor:
                 architecture=architecture,
                 kind="nonfinite",
                 message=f"the record is not JSON: {exc}",
+                board=outcome.board,
                 **changes,
             )
             self._ledger.append(outcome.to_json())
@@ -397,6 +416,8 @@ class Supervisor:
     def _report(self, outcome: Outcome) -> None:
         arch_id = outcome.architecture.arch_id
         common = {"candidate_id": outcome.candidate_id, "arch_id": arch_id, "purpose": outcome.purpose}
+        if outcome.board:
+            common["board"] = outcome.board
         if isinstance(outcome, Failure):
             self._event("failed", **common, kind=outcome.kind, message=outcome.message[:500])
         else:
@@ -447,4 +468,4 @@ class Supervisor:
         try:
             yield
         except OSError as exc:
-            print(f"cannot write {self._folder / name}: {exc}", file=sys.stderr)  # noqa: T201  (the log)
+            complain(f"cannot write {self._folder / name}: {exc}")

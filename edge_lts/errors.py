@@ -6,6 +6,7 @@ EdgeLtsError
 ├── SpecError(ValueError)           a run specification or an objective that makes no sense
 ├── EvaluationError(kind)           a candidate that could not be measured; becomes a Failure
 ├── LedgerError                     a ledger that cannot be read or continued
+│   └── DiskError                   the disk is full or takes nothing any more
 ├── LockedError                     another run holds this board or this run folder
 ├── Interrupted                     a measurement was cancelled, on purpose and from outside
 └── HostError                       everything that only the workstation knows (edge_lts_host.errors)
@@ -50,6 +51,12 @@ class EvaluationError(EdgeLtsError):
 
 class LedgerError(EdgeLtsError):
     """The ledger is damaged before its last line, or belongs to another run."""
+
+
+class DiskError(LedgerError):
+    """The board's disk is full, read-only or failing; what was recorded is still there."""
+
+    exit_code = 5
 
 
 class LockedError(EdgeLtsError):

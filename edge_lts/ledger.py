@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_lts.errors import EdgeLtsError, LedgerError
+from edge_lts.errors import DiskError, EdgeLtsError, LedgerError
 from edge_lts.records import Outcome, outcome_from_json
+from edge_lts.runfolder import sync_folder
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -94,6 +95,8 @@ class Ledger:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._size = os.fstat(self._fd).st_size
+            if not self._size:
+                sync_folder(path.parent)  # a record on the disk is no use without its name
         except OSError as exc:
             raise self._cannot_write(exc) from exc
 
@@ -112,7 +115,7 @@ class Ledger:
     def append(self, record: Mapping[str, Any]) -> int:
         """Write one record, durably; returns the ledger's new size in bytes.
 
-        Raises ValueError for a record that is not JSON (NaN, infinity) before anything is written, and LedgerError when
+        Raises ValueError for a record that is not JSON (NaN, infinity) before anything is written, and DiskError when
         the file system refuses: then the file is as it was before.
         """
         text = json.dumps(record, allow_nan=False, separators=(",", ":"))
@@ -134,9 +137,9 @@ class Ledger:
         except OSError:
             return  # a torn last line is what readers expect
 
-    def _cannot_write(self, exc: OSError) -> LedgerError:
+    def _cannot_write(self, exc: OSError) -> DiskError:
         remedy = "free some space" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
-        return LedgerError(
+        return DiskError(
             f"cannot write {self.path}: {exc.strerror or exc}; {remedy} and resume: nothing recorded so far is lost"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_lts import __version__, device
-from edge_lts.errors import EdgeLtsError, LedgerError, SpecError
+from edge_lts.errors import DiskError, LedgerError, SpecError
 from edge_lts.records import METHOD_VERSION, DeviceInfo, RunSpec
 from edge_lts.runfolder import DEVICE, RunFolder, to_bytes, write_atomic
 
@@ -62,7 +62,7 @@ def add_facts(folder: RunFolder, info: DeviceInfo, **facts: Any) -> DeviceInfo:
     try:
         write_atomic(folder / DEVICE, to_bytes(info.to_json()), is_durable=True)
     except OSError as exc:
-        raise EdgeLtsError(f"cannot write {folder / DEVICE}: {exc.strerror or exc}; free some space") from exc
+        raise DiskError(f"cannot write {folder / DEVICE}: {exc.strerror or exc}; free some space") from exc
     return info
 
 

@@ -9,11 +9,12 @@ import contextlib
 import datetime
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_lts.errors import LedgerError, SpecError
+from edge_lts.errors import DiskError, LedgerError, SpecError
 from edge_lts.records import DeviceInfo, RunSpec
 
 SPEC, DEVICE, LEDGER = "spec.json", "device.json", "ledger.jsonl"
@@ -21,6 +22,7 @@ EVENTS, STATUS, FRONTIER, LOG, LOCK = "events.jsonl", "status.json", "frontier.j
 APPENDED_FILES = (LEDGER, EVENTS, LOG)
 REPLACED_FILES = (SPEC, DEVICE, STATUS, FRONTIER)
 MAX_JSON_BYTES = 16 << 20
+LEAST_FREE_BYTES = 64 << 10  # a record is some ten kilobytes
 
 # In the device root, beside agents/, env/ and runs/.
 BOARD_LOCK, ROOT_MARKER = "board.lock", ".edge-lts-root"
@@ -46,11 +48,16 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, is_durable: bool 
         part.unlink(missing_ok=True)
         raise
     if is_durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make new names in `path` durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -61,6 +68,12 @@ def overwrite(path: Path, data: bytes) -> None:
         os.ftruncate(fd, written)
     finally:
         os.close(fd)
+
+
+def complain(text: str) -> None:
+    """A line for log.txt; lost when that is on a disk that takes nothing any more."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201  (the log)
 
 
 def to_bytes(data: Mapping[str, Any]) -> bytes:
@@ -139,11 +152,33 @@ class RunFolder:
                 continue
         return found
 
+    def disk_trouble(self) -> str:
+        """Why nothing can be written here, and what to do; empty when something can."""
+        try:
+            facts = os.statvfs(self.path)
+        except OSError as exc:
+            return f"cannot look at {self.path}: {exc.strerror or exc}"
+        if facts.f_flag & os.ST_RDONLY:
+            return (
+                f"the disk of {self.path} has become read-only, as failing SD cards do: pull the run, look at dmesg, "
+                "repair or replace the card, then resume"
+            )
+        if facts.f_bavail * facts.f_frsize < LEAST_FREE_BYTES:
+            return f"the disk of {self.path} is full: free some space, then resume"
+        return ""
+
+    def check_disk(self) -> None:
+        """Raises DiskError when a run could record nothing here."""
+        if trouble := self.disk_trouble():
+            raise DiskError(trouble)
+
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add a line to events.jsonl. Raises OSError."""
         line = json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n"
-        fd = os.open(self / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(self / EVENTS, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, line)
+            size = os.fstat(fd).st_size
+            is_torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # by a power cut
+            os.write(fd, b"\n" + line if is_torn else line)
         finally:
             os.close(fd)

@@ -5,7 +5,6 @@ calls itself running is alive only if its lock is held by the process that the l
 """
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_lts.errors import EdgeLtsError
-from edge_lts.job import Identity, is_locked, read_holder
+from edge_lts.job import Identity, boot_id, is_locked, read_holder
 from edge_lts.records import SCHEMA_VERSION, check_schema
-from edge_lts.runfolder import LOCK, SPEC, STATUS, RunFolder, now_utc, overwrite, to_bytes, write_atomic
+from edge_lts.runfolder import LOCK, SPEC, STATUS, RunFolder, complain, now_utc, overwrite, to_bytes, write_atomic
 
 ACTIVE_STATES = ("starting", "running", "confirming")
 STATES = (*ACTIVE_STATES, "done", "stopped", "failed", "interrupted")
@@ -63,7 +62,7 @@ class StatusFile:
                 try:
                     overwrite(self.path, data)
                 except OSError:
-                    print(f"cannot write {self.path}: {exc}", file=sys.stderr)  # noqa: T201  (the log)
+                    complain(f"cannot write {self.path}: {exc}")
 
     def start_heartbeat(self, interval_s: float = HEARTBEAT_S) -> None:
         def beat() -> None:
@@ -114,5 +113,10 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     except (OSError, ValueError, EdgeLtsError) as exc:
         status = {"state": "unknown", "message": f"cannot read {folder / STATUS}: {exc}"}
     if status["state"] in ACTIVE_STATES and not alive:
-        status = {**status, "state": "interrupted", "message": "the supervisor is gone; resume continues the run"}
+        message = folder.disk_trouble() or "the supervisor is gone; resume continues the run"
+        from edge_lts.on_boot import ENTRY
+
+        # Right after a reboot the system is about to go on with a run that was arranged so.
+        goes_on = status.get("boot_id") != boot_id() and (folder / ENTRY).exists()
+        status = {**status, "state": "interrupted", "message": message, "goes_on_by_itself": goes_on}
     return {**status, "run_id": folder.run_id, "path": str(folder.path), "is_alive": alive, "sizes": folder.sizes()}

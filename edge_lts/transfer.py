@@ -4,6 +4,7 @@
 and `runs/` of a folder that is recognisably ours.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,12 @@ from typing import IO, Any
 from edge_lts.agent import Emit
 from edge_lts.errors import EdgeLtsError, LockedError, SpecError
 from edge_lts.job import Lock, is_locked
+from edge_lts.on_boot import remove
+from edge_lts.reservation import RESERVED
 from edge_lts.runfolder import (
     APPENDED_FILES,
     BOARD_LOCK,
+    LEDGER,
     LOCK,
     LOG,
     MAX_JSON_BYTES,
@@ -90,6 +94,9 @@ def _send_whole(emit: Emit, stdout: IO[bytes], name: str, file: IO[bytes]) -> in
 
 def _send_tail(emit: Emit, stdout: IO[bytes], name: str, file: IO[bytes], offset: int) -> int:
     end = os.fstat(file.fileno()).st_size
+    if name == LEDGER:
+        with contextlib.suppress(OSError):  # a disk that fails is read as far as it goes
+            os.fsync(file.fileno())  # what the reader has must not be taken back by a power cut
     is_reset = offset > end
     if is_reset:
         offset = 0
@@ -152,6 +159,8 @@ def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
         for run in runs_of(root):
             if is_locked(run / LOCK):
                 raise LockedError(f"the run {run.name} is alive; stop it before cleaning {root}")
+        for run in runs_of(root):
+            remove(RunFolder(run))
         restored_governors(root)  # what is known of them is about to go
         event: dict[str, Any] = {"event": "cleaned", "root": str(root), "sizes": sizes, "removed": doomed}
         line = {**event, "is_dry_run": False}
@@ -159,7 +168,7 @@ def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
             for name in doomed:  # this program is in agents/: everything it needs is imported by now
                 shutil.rmtree(root / name)
             if not keep_runs:
-                for file in (ROOT_MARKER, BOARD_LOCK):
+                for file in (ROOT_MARKER, BOARD_LOCK, RESERVED):
                     (root / file).unlink(missing_ok=True)
         except OSError as exc:
             raise SpecError(f"cannot remove {exc.filename or root}: {exc.strerror or exc}") from exc
@@ -177,8 +186,8 @@ def _check_is_ours(root: Path) -> None:
     if facts.st_uid != os.geteuid():
         raise SpecError(f"{root} belongs to another user; clean it as that user")
     found = set(os.listdir(root))
-    if ROOT_MARKER not in found and found - {*OURS, BOARD_LOCK, TUNED}:
-        strange = sorted(found - {*OURS, BOARD_LOCK, TUNED})[0]
+    if ROOT_MARKER not in found and found - {*OURS, BOARD_LOCK, RESERVED, TUNED}:
+        strange = sorted(found - {*OURS, BOARD_LOCK, RESERVED, TUNED})[0]
         raise SpecError(
             f"{root} does not look like a folder of edge-lts: it has no {ROOT_MARKER} and holds {strange!r}"
         )

@@ -22,8 +22,10 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, SpecError
 from edge_lts.frontier import latencies
 from edge_lts.job import Identity, Lock, detach, is_locked, read_holder
+from edge_lts.on_boot import Boot, remove
 from edge_lts.records import Evaluation, Protocol, RunSpec
-from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, SPEC, RunFolder, now_utc
+from edge_lts.reservation import claims
+from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, ROOT_MARKER, SPEC, RunFolder, now_utc
 from edge_lts.stats import MIN_PROCESSES_PI95
 from edge_lts.status import ACTIVE_STATES, describe, is_alive
 
@@ -137,9 +139,10 @@ def make_measurer(command: Sequence[str]) -> Callable[[RunSpec, int | None, IO[b
 
 def search(emit: Emit, run_dir: Path, command: Sequence[str], *, root: Path | None, is_detached: bool) -> int:
     folder = RunFolder(run_dir)
+    folder.read_spec()  # what is wrong with it is said here, before a process is made
+    folder.check_disk()
     if not is_detached:
         return Supervisor(folder, root=root, emit=emit, make_measurer=make_measurer(command)).run()
-    folder.read_spec()  # what is wrong with it is said here, before a process is made
 
     def body(announce: Callable[[Mapping[str, Any]], None]) -> int:
         def emit_first(event: Mapping[str, Any]) -> None:
@@ -159,6 +162,20 @@ def search(emit: Emit, run_dir: Path, command: Sequence[str], *, root: Path | No
     message = detach(folder / LOG, body)
     emit(message)
     return int(message.get("exit_code", 0)) if message.get("event") == "error" else 0
+
+
+def on_boot(emit: Emit, run_dir: Path, command: Sequence[str], *, root: Path | None, is_removing: bool) -> int:
+    """Make (or remove) the entry that resumes a run at boot; `how` is systemd or cron. Raises OnBootError."""
+    folder = RunFolder(run_dir)
+    if is_removing:
+        how = None
+        remove(folder)
+    else:
+        folder.read_spec()
+        where = [] if root is None else ["--root", str(root)]
+        how = Boot().add(folder, [*command, "search", str(folder.path), *where])
+    emit({"event": "on_boot", "run_id": folder.run_id, "how": how})
+    return 0
 
 
 def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path | None) -> int:
@@ -230,11 +247,13 @@ def runs_of(root: Path) -> list[Path]:
 
 
 def status(emit: Emit, paths: Sequence[Path], *, show_all: bool) -> int:
-    """One event per run. Of a root: the runs that are not over and the one last heard of; with `show_all` every one."""
+    """One event per run. Of a root: who has the board, the runs that are not over and the one last heard of; with
+    `show_all` every one."""
     for path in paths:
-        if is_run(path) or not (path / "runs").is_dir():
+        if is_run(path) or not ((path / "runs").is_dir() or (path / ROOT_MARKER).exists()):
             emit({"event": "status", **describe(RunFolder(path))})
             continue
+        emit({"event": "board", "root": str(path), **claims(path)})
         found = [describe(RunFolder(run)) for run in runs_of(path)]
         newest = max(found, key=lambda one: (str(one.get("updated_at", "")), str(one["run_id"])), default=None)
         for one in found:
@@ -248,6 +267,7 @@ def stop(emit: Emit, run_dir: Path, *, timeout_s: float) -> int:
     folder = RunFolder(run_dir)
     if not folder.path.is_dir():
         raise SpecError(f"{folder.path} does not exist")
+    remove(folder)
     was_alive = is_alive(folder)
     identity = Identity.from_json(read_holder(folder / LOCK)) if was_alive else None
     if identity is not None and identity.terminate():

@@ -9,112 +9,23 @@ import there.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edge_lts_host import wheelhouse
 from tests.board.conftest import MakeBoard
-from tests.board.emulated import REPOSITORY, EmulatedBoard
+from tests.board.emulated import EmulatedBoard
+from tests.board.workstation import ROOT, SMALL, Workstation, copy_sources, records
 
 pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800)]
 
 PYTHON = "3.11"  # Debian 12's, which is what the emulated board runs
-ROOT = ".local/share/edge-lts"
-SMALL = ["--space", "tiny", "--prompt-tokens", "4", "--context-tokens", "4", "--candidate-timeout", "10m"]
 OFFLINE_S = 60.0
-
-
-@dataclass(kw_only=True)
-class Workstation:
-    """The command line with a home of its own, without any package index."""
-
-    home: Path
-    board: EmulatedBoard
-    import_s: float = 60.0
-    deployed: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def host(self) -> str:
-        return f"{self.board.user}@{self.board.address}"
-
-    @property
-    def patience_s(self) -> float:
-        return 120.0 + 10.0 * self.import_s
-
-    def argv(self, *words: str, connects: bool = True) -> list[str]:
-        connection = ["--identity", str(self.board.identity_file), "--known-hosts", str(self.board.known_hosts)]
-        return [sys.executable, "-m", "edge_lts_host", *words, *(connection if connects else [])]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        source = self.home / "source"
-        return {
-            **{key: value for key, value in os.environ.items() if not key.startswith("PIP_")},
-            "PYTHONPATH": f"{source}{os.pathsep}{source / 'host'}",
-            "EDGE_LTS_RUNS": str(self.home / "runs"),
-            "XDG_STATE_HOME": str(self.home / "state"),
-            "XDG_CONFIG_HOME": str(self.home / "config"),
-            "PIP_NO_INDEX": "1",
-            "PIP_CONFIG_FILE": os.devnull,
-        }
-
-    def __call__(self, *words: str, status: int = 0, connects: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.argv(*words, connects=connects),
-            env=self.environment,
-            cwd=self.home,  # not the checkout, which -m would put in front of the copy
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=1500,
-        )
-        assert done.returncode == status, f"{words[0]} ended with {done.returncode}: {done.stderr[-3000:]}"
-        return done
-
-    def json(self, *words: str, connects: bool = True) -> Any:
-        return json.loads(self(*words, "-o", "json", connects=connects).stdout)
-
-    def status(self, run_id: str) -> dict[str, Any]:
-        (run,) = self.json("status", run_id)["runs"]
-        return dict(run)
-
-    def on_board(self, run_id: str) -> Path:
-        return self.board.home / ROOT / "runs" / run_id
-
-    def here(self, run_id: str) -> Path:
-        return self.home / "runs" / run_id
-
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + self.patience_s
-        while not condition():
-            assert time.monotonic() < end, f"not within {self.patience_s:.0f} s: {what}"
-            time.sleep(0.5)
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a ledger; none while there is no ledger."""
-    try:
-        data = (run / "ledger.jsonl").read_bytes()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-
-
-def copy_sources(home: Path) -> None:
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("edge_lts", "host", "targets", "spaces"):
-        shutil.copytree(REPOSITORY / name, home / "source" / name, ignore=ignore)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +37,9 @@ def wheels() -> Path:
 
 
 @pytest.fixture(scope="session")
-def work(board: EmulatedBoard, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workstation]:
+def work(
+    board: EmulatedBoard, wheels: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workstation[EmulatedBoard]]:
     """A workstation that has deployed to the board."""
     home = tmp_path_factory.mktemp("workstation")
     copy_sources(home)
@@ -140,7 +53,7 @@ def work(board: EmulatedBoard, wheels: Path, tmp_path_factory: pytest.TempPathFa
     board.kill_processes("agents/")
 
 
-def test_deploy_installs_torch_without_network_root_or_pip(work: Workstation) -> None:
+def test_deploy_installs_torch_without_network_root_or_pip(work: Workstation[EmulatedBoard]) -> None:
     assert work.deployed["target"] == "emulated-arm64"
     assert work.deployed["torch"] == "2.9.1"
     root = work.board.home / ROOT
@@ -152,7 +65,7 @@ def test_deploy_installs_torch_without_network_root_or_pip(work: Workstation) ->
     assert device["device"]["torch"].startswith("2.9.1")
 
 
-def test_a_second_deploy_moves_nothing(work: Workstation, wheels: Path) -> None:
+def test_a_second_deploy_moves_nothing(work: Workstation[EmulatedBoard], wheels: Path) -> None:
     (outcome,) = work.json("deploy", "--host", work.host, "--wheelhouse", str(wheels))["hosts"]
     assert outcome["steps"] == []
     assert outcome["n_bytes_sent"] == 0
@@ -160,10 +73,10 @@ def test_a_second_deploy_moves_nothing(work: Workstation, wheels: Path) -> None:
     assert again["steps"] == []
 
 
-def test_a_search_survives_link_controller_and_agent(work: Workstation) -> None:
+def test_a_search_survives_link_controller_and_agent(work: Workstation[EmulatedBoard]) -> None:
     board = work.board
     run_id = work("run", "--target", "arm64", "--budget", "1h", *SMALL).stdout.strip()
-    remote, local = work.on_board(run_id), work.here(run_id)
+    remote, local = board.home / ROOT / "runs" / run_id, work.here(run_id)
     work.wait_for(lambda: len(records(remote)) >= 2, "two measurements")
 
     # Pulled while it runs: a prefix of the board's ledger, then more of it.
@@ -223,7 +136,7 @@ def test_a_search_survives_link_controller_and_agent(work: Workstation) -> None:
     assert device["is_emulated"] is True
 
 
-def test_the_report_marks_emulated_timings(work: Workstation) -> None:
+def test_the_report_marks_emulated_timings(work: Workstation[EmulatedBoard]) -> None:
     (run,) = work.json("report", connects=False)["runs"]
     assert run["frontier"]
     assert run["host"] == work.host
@@ -231,7 +144,7 @@ def test_the_report_marks_emulated_timings(work: Workstation) -> None:
     assert "emulated: timings are not performance" in work("report", connects=False).stdout
 
 
-def test_a_member_of_the_frontier_can_be_measured_again(work: Workstation) -> None:
+def test_a_member_of_the_frontier_can_be_measured_again(work: Workstation[EmulatedBoard]) -> None:
     (run,) = work.json("report", connects=False)["runs"]
     member = run["frontier"][0]
     path = work.home / "arch.json"
@@ -246,7 +159,7 @@ def test_a_member_of_the_frontier_can_be_measured_again(work: Workstation) -> No
 
 
 def test_a_small_disk_is_refused_before_anything_is_pushed(
-    work: Workstation, wheels: Path, make_board: MakeBoard
+    work: Workstation[EmulatedBoard], wheels: Path, make_board: MakeBoard
 ) -> None:
     with_small_disk = make_board(disk_bytes=300_000_000)
     other = Workstation(home=work.home, board=with_small_disk)
@@ -255,7 +168,7 @@ def test_a_small_disk_is_refused_before_anything_is_pushed(
     assert not (with_small_disk.home / ROOT).exists()
 
 
-def test_clean_shows_sizes_and_removes_everything(work: Workstation) -> None:
+def test_clean_shows_sizes_and_removes_everything(work: Workstation[EmulatedBoard]) -> None:
     (sizes,) = work.json("clean", "--host", work.host, "--dry-run")["hosts"]
     assert sizes["env"] > 300_000_000
     assert sizes["runs"] > 0

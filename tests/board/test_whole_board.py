@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.board.emulated import REPOSITORY, BoardError
-from tests.board.whole import WholeBoard, build_board, missing_prerequisite
-from tests.support import require
+from tests.board.emulated import REPOSITORY
+from tests.board.whole import WholeBoard, required_parts
 
 pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800)]
 
@@ -51,21 +49,8 @@ with open("log.txt", "ab") as log, Measurer([sys.executable, __file__], Protocol
 
 @pytest.fixture(scope="module")
 def board() -> Iterator[WholeBoard]:
-    missing = missing_prerequisite()
-    require("arm64", missing is None, str(missing))
-    try:
-        parts = build_board()
-    except BoardError as error:
-        require("arm64", False, str(error))
-        raise
-    with WholeBoard(parts, memory_bytes=MEMORY_BYTES) as board:
+    with WholeBoard(required_parts(), memory_bytes=MEMORY_BYTES) as board:
         yield board
-
-
-def copy(board: WholeBoard, *paths: Path) -> None:
-    options = ["-P" if word == "-p" else word for word in board.ssh_options]
-    target = f"{board.user}@{board.address}:"
-    subprocess.run(["scp", "-q", "-r", *options, *map(str, paths), target], check=True, timeout=300)
 
 
 def test_it_is_a_machine_of_its_own_and_keeps_its_disk_when_the_plug_is_pulled(board: WholeBoard) -> None:
@@ -86,7 +71,7 @@ def test_a_candidate_that_fills_the_memory_ends_before_a_board_with_zram_hangs(
     )
     script = tmp_path / "fill_memory.py"
     script.write_text(SCRIPT)
-    copy(board, REPOSITORY / "edge_lts", script)
+    board.copy_to_board(REPOSITORY / "edge_lts", script)
     done = board.ssh("python3 fill_memory.py", timeout_s=900)
     filled, next_one = (json.loads(line) for line in done.stdout.splitlines())
     assert filled["kind"] == "oom", filled

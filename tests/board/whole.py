@@ -5,25 +5,36 @@ zram), a boot that takes time, memory that really runs out, a serial console. `s
 booted. Pulling the plug is SIGKILL for the emulator: what the board had not written to its disk is lost.
 
 It reaches nothing (qemu's `restrict=on`); this machine reaches its SSH server at a loopback port.
+
+Deploying to such a board takes ten minutes, so `deployed_board` hands out copies of one that was deployed to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 
+from edge_lts_host import wheelhouse
 from tests.board.emulated import REPOSITORY, SEARCH_PATH, USER, BoardError, ssh_options
+from tests.support import require
 
 BOOT_TIMEOUT_S = 240
+DEPLOY_TIMEOUT_S = 3600
+PYTHON = "3.11"  # Debian 12's
+TARGET = "emulated-arm64"  # this kernel does not know that it is emulated
+MEMORY_BYTES = 3 << 30
 COMMANDS = ("qemu-system-aarch64", "debootstrap", "cpio", "mkfs.ext4", "ssh")
 
 
@@ -47,11 +58,22 @@ def build_board() -> Path:
     return Path(done.stdout.strip())
 
 
+def required_parts() -> Path:
+    """`build_board` for a test: skips it, or fails it in CI, where there can be no whole board."""
+    missing = missing_prerequisite()
+    require("arm64", missing is None, str(missing))
+    try:
+        return build_board()
+    except BoardError as error:
+        require("arm64", False, str(error))
+        raise
+
+
 class WholeBoard:
     """A booted board; a context manager. Its disk is a copy, kept until the end: `reboot` finds what was written."""
 
     def __init__(
-        self, parts: Path, *, memory_bytes: int = 3 << 30, cpu: str = "cortex-a72", disk: Path | None = None
+        self, parts: Path, *, memory_bytes: int = MEMORY_BYTES, cpu: str = "cortex-a72", disk: Path | None = None
     ) -> None:
         """`disk` is copied instead of the fresh one: that of a board which was deployed to before."""
         self._parts, self._memory_bytes, self.cpu = parts, memory_bytes, cpu
@@ -139,9 +161,29 @@ class WholeBoard:
                 os.killpg(qemu.pid, signal.SIGKILL)
             qemu.wait(timeout=30)
 
+    def shut_down(self, timeout_s: float = 120) -> None:
+        """Power off in order: everything is on the disk."""
+        if self._qemu is not None:
+            self.ssh("sudo systemctl poweroff", check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._qemu.wait(timeout=timeout_s)
+        self.power_off()
+
     def reboot(self) -> None:
+        """Pull the plug and boot."""
         self.power_off()
         self.power_on()
+
+    @property
+    def destination(self) -> str:
+        """What `--host` takes."""
+        return f"{self.user}@{self.address}:{self.port}"
+
+    def copy_to_board(self, *paths: Path) -> None:
+        """Files and folders to the home directory there."""
+        options = ["-P" if word == "-p" else word for word in self.ssh_options]
+        target = f"{self.user}@{self.address}:"
+        subprocess.run(["scp", "-q", "-r", *options, *map(str, paths), target], check=True, timeout=300)
 
     @property
     def ssh_options(self) -> list[str]:
@@ -159,6 +201,63 @@ class WholeBoard:
             if check:
                 raise
             return subprocess.CompletedProcess(argv, 255, "", str(error))
+
+
+# A board that was deployed to -----------------------------------------------------------------------------------------
+
+
+def deployed_board(*, memory_bytes: int = MEMORY_BYTES, cpu: str = "cortex-a72") -> WholeBoard:
+    """A board, still off, with torch on its disk; made by the first call ever, in ten minutes of deploying.
+
+    The agent there is the one of that day: deploy again (20 s after `remember_deployed`), or let `run` push it.
+    """
+    parts = required_parts()
+    return WholeBoard(parts, memory_bytes=memory_bytes, cpu=cpu, disk=_deployed_disk(parts))
+
+
+def remember_deployed(board: WholeBoard, state_home: Path) -> None:
+    """Let a workstation with this XDG_STATE_HOME know the board as if it had deployed to it: nothing is proved again.
+
+    The board must be on, for its port is part of its name.
+    """
+    hosts = json.loads(_deployed_disk(build_board()).with_suffix(".json").read_text(encoding="utf-8"))
+    (entry,) = hosts["hosts"].values()
+    entry.update(name=board.destination, destination=board.destination)
+    path = state_home / "edge-lts" / "hosts.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**hosts, "hosts": {board.destination: entry}}), encoding="utf-8")
+
+
+def _deployed_disk(parts: Path) -> Path:
+    """The disk; beside it, as .json, what the workstation that deployed to it remembers."""
+    disk = parts / f"deployed-{wheelhouse.load_lock()[PYTHON, 'aarch64'].lock_id}.img"
+    with (parts / "deployed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not disk.exists():
+            _deploy_once(parts, disk)
+    return disk
+
+
+def _deploy_once(parts: Path, disk: Path) -> None:
+    with WholeBoard(parts) as board, tempfile.TemporaryDirectory() as scratch:
+        environ = {
+            **os.environ,
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'host'}",
+            "XDG_STATE_HOME": scratch,
+        }
+        argv = [sys.executable, "-m", "edge_lts_host", "deploy", "--host", board.destination]
+        argv += ["--identity", str(board.identity_file), "--known-hosts", str(board.known_hosts)]
+        argv += ["--target", TARGET]
+        done = subprocess.run(
+            argv, env=environ, cwd=scratch, capture_output=True, text=True, check=False, timeout=DEPLOY_TIMEOUT_S
+        )
+        if done.returncode:
+            raise BoardError(f"deploying to a whole board: {done.stderr[-2000:]}")
+        board.shut_down()
+        shutil.copy(Path(scratch) / "edge-lts" / "hosts.json", disk.with_suffix(".json"))
+        part = disk.with_suffix(".part")
+        subprocess.run(["cp", "--sparse=always", board.disk, part], check=True)
+        part.rename(disk)  # only a whole one ever has this name
 
 
 def _free_port() -> int:

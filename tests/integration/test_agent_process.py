@@ -269,8 +269,8 @@ def test_a_full_disk_fails_the_run_and_damages_nothing(tmp_path: Path) -> None:
     try:
         folder = spec(disk)
         code, lines = run_agent("search", folder.path)
-        assert code == 1
-        assert lines[-1]["type"] == "LedgerError"
+        assert code == 5
+        assert lines[-1]["type"] == "DiskError"
         assert "ledger.jsonl: No space left on device; free some space and resume" in lines[-1]["message"]
         one = status.describe(folder)
         assert (one["state"], one["is_alive"]) == ("failed", False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from edge_lts_host import waiting
+from edge_lts_host import on_boot, waiting
 from edge_lts_host.commands import common
 
 NAME = "resume"
@@ -14,6 +14,7 @@ EXAMPLE = "edge-lts resume"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_runs(parser)
+    on_boot.add_argument(parser)
     waiting.add_arguments(parser)
     common.add_ssh(parser)
     common.add_output(parser)
@@ -22,14 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host import follow
     from edge_lts_host.payload import build_payload
+    from edge_lts_host.pool import command
     from edge_lts_host.report import render
     from edge_lts_host.session import Session
 
+    if (code := command.resume(args, common.ssh_options(args))) is not None:
+        return code
     payload = build_payload()
     going: list[follow.Job] = []
 
     def resume(job: follow.Job, session: Session) -> None:
         session.push_agent(payload)
+        if args.on_boot:
+            on_boot.arrange(session, job.run_id)
         event = session.launch(job.run_id)
         if event.get("event") == "finished":
             session.pull(job.folder)

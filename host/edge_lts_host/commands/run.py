@@ -6,8 +6,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from edge_lts.precision import PRECISIONS
-from edge_lts_host import meters, waiting
+from edge_lts_host import meters, on_boot, waiting
 from edge_lts_host.commands import common
+from edge_lts_host.pool import arguments as pool
 from edge_lts_host.units import duration, size
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 NAME = "run"
 HELP = "search on a board, or on this machine"
 EXAMPLE = "edge-lts run --target arm64 --budget 3h"
-_REFUSED = (2, 7)  # the spec makes no sense there, or another run has the board
+_REFUSED = (2, 5, 7)  # the spec makes no sense there, the board cannot do it, or another run has it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tune", action="store_true", help="fastest CPU governor during the run, through sudo; always put back"
     )
+    on_boot.add_argument(parser)
+    pool.add_arguments(parser)
     add_constraints(parser)
     waiting.add_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be searched, as JSON, and end")
@@ -109,11 +112,12 @@ def run(args: argparse.Namespace) -> int:
     from edge_lts_host.targets import load_targets
 
     entries = select_hosts(args)
-    if args.run_id is not None and len(entries) > 1:
+    if args.run_id is not None and len(entries) > 1 and not args.pool:
         raise UsageError(f"--run-id names one run, but {len(entries)} boards are chosen")
+    pool.check(args, entries)
     targets = load_targets(args.target_file or ())
     specs = []
-    for entry in entries:
+    for entry in [pool.smallest(entries)] if args.pool else entries:
         target = launch.target_of(entry, targets)
         run_id = args.run_id or store.new_run_id(target.name)
         specs.append(launch.make_spec(args, entry, target, run_id, render.talk))
@@ -124,6 +128,10 @@ def run(args: argparse.Namespace) -> int:
         documents = [spec.to_json() for spec in specs]
         render.emit(render.dump_json(documents[0] if len(documents) == 1 else documents))
         return 0
+    if args.pool:
+        from edge_lts_host.pool import command
+
+        return command.start(args, entries, specs[0], common.ssh_options(args))
     for text in chosen:
         if meters.is_on_host(text):
             name, reading = meters.try_meter(text)  # a wrong port is known before the run begins
@@ -166,13 +174,19 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
                 }
             )
             session = Session(transport, place)
+
+            def prepare() -> None:
+                on_boot.arrange(session, spec.run_id)
+
             try:
-                session.start(spec, payload)
+                session.start(spec, payload, on_prepared=prepare if args.on_boot else lambda: None)
             except TransportError:
                 render.warn(f"{entry.name}: it is not known whether the run began: edge-lts status {spec.run_id}")
                 raise
             except EdgeLtsError as exc:
                 if exc.exit_code in _REFUSED:  # nothing runs and nothing was measured: leave no empty run behind
+                    if args.on_boot:
+                        on_boot.cancel(session, spec.run_id)
                     session.discard(spec.run_id)
                     shutil.rmtree(folder.path, ignore_errors=True)
                 raise
@@ -182,12 +196,19 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
         if len(work) > 1:
             render.warn(f"{item[0].name}: {error}")
 
-    results = side_by_side(work, start, n_parallel=common.n_parallel(args, len(work)), links=links, on_error=complain)
+    results = side_by_side(
+        work,
+        start,
+        n_parallel=common.n_parallel(args, len(work)),
+        links=links,
+        on_error=complain,
+        fail_percent=args.fail_percent,
+    )
     if len(results) == 1 and results[0].error is not None:
         raise results[0].error
     jobs = [result.value for result in results if result.value is not None]
     if not jobs:
-        return exit_code(results)
+        return exit_code(results, args.fail_percent)
     is_waiting = waiting.is_waiting(args, all(job.is_local for job in jobs))
     announce = render.talk if is_waiting else render.emit
     if args.output in ("json", "jsonl") and not is_waiting:
@@ -197,4 +218,4 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
         for job in jobs:
             announce(job.run_id)
     status = waiting.after_start(args, jobs)
-    return exit_code(results) or status
+    return exit_code(results, args.fail_percent) or status
