@@ -39,16 +39,16 @@ _KEYS = (
 
 def _integer(name: str, value: object, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ArchitectureError(f"{name} must be an integer, not {value!r}")
+        raise ArchitectureError(f"{name} must be an integer, not {value!r:.80}")
     if not minimum <= value <= MAX_DIMENSION:
-        raise ArchitectureError(f"{name} must lie between {minimum} and {MAX_DIMENSION}, not {value}")
+        raise ArchitectureError(f"{name} must lie between {minimum} and {MAX_DIMENSION}, not {value!s:.40}")
     return value
 
 
 def _no_unknown_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
     unknown = sorted(str(key) for key in data if key not in known)
     if unknown:
-        raise ArchitectureError(f"{what} has the unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+        raise ArchitectureError(f"{what} has the unknown key {unknown[0]!r:.80}; known keys: {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -116,7 +116,7 @@ class Architecture:
             raise ArchitectureError(f"unknown backbone {self.backbone!r:.80}; known: {known}")
         _integer("d_model", self.d_model)
         if not isinstance(self.tie_embeddings, bool):
-            raise ArchitectureError(f"tie_embeddings must be true or false, not {self.tie_embeddings!r}")
+            raise ArchitectureError(f"tie_embeddings must be true or false, not {self.tie_embeddings!r:.80}")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ArchitectureError(f"unknown precision {self.precision!r:.40}; known: {', '.join(PRECISIONS)}")
         if not self.d_embed:

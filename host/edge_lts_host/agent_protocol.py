@@ -1,14 +1,15 @@
 r"""Reading what an agent writes: JSON objects, one per line, the first of them `hello`; some followed by raw bytes.
 
-A board is not trusted: lines have a maximal length, events a maximal number, NaN is refused, and every string is made
-safe to show (`printable`) before anybody sees it. Lines before the `hello` are a chatty login shell's and dropped;
-after it, anything that is not the protocol is an AgentProtocolError. Events of unknown kind are ignored, so that a
-newer agent may say more.
+A board is not trusted: lines have a maximal length and number, NaN, infinity (also as 1e999) and integers beyond 64
+bits are refused, and every string is made safe to show (`printable`) before anybody sees it. Lines before the `hello`
+are a chatty login shell's and dropped; after it, anything that is not the protocol is an AgentProtocolError. Events of
+unknown kind are ignored, so that a newer agent may say more.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -17,9 +18,10 @@ from edge_lts_host.errors import AgentProtocolError, HostError, last_line, print
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 8 << 20
-MAX_EVENTS = 1_000_000
+MAX_LINES = 1_000_000
 MAX_NOISE_BYTES = 1 << 20
 MAX_DEPTH = 60
+LARGEST_INTEGER = 1 << 63
 _KNOWN_CODES = (1, 2, 5, 6, 7, 124)
 _ERRORS: dict[str, type[EdgeLtsError]] = {
     error.__name__: error for error in (ArchitectureError, LedgerError, LockedError, SpaceError, SpecError)
@@ -39,7 +41,10 @@ class AgentError(HostError):
 
 
 def clean(value: Any, depth: int = 0) -> Any:
-    """`value` with every string, keys included, safe to show. Raises ValueError when it is nested too deeply."""
+    """`value` with every string, keys included, safe to show.
+
+    Raises ValueError when it is nested too deeply or holds a number that is not finite or needs more than 64 bits.
+    """
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
@@ -48,6 +53,10 @@ def clean(value: Any, depth: int = 0) -> Any:
         return [clean(item, depth + 1) for item in value]
     if isinstance(value, dict):
         return {clean(key): clean(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that is not finite")
+    if isinstance(value, int) and not -LARGEST_INTEGER <= value < LARGEST_INTEGER:
+        raise ValueError("an integer of more than 64 bits")
     return value
 
 
@@ -68,7 +77,7 @@ class AgentReader:
         self._searched = 0  # no newline before this: a long line costs linear time
         self._has_hello = False
         self._n_noise = 0
-        self._n_events = 0
+        self._n_lines = 0
         self._noise = b""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -76,12 +85,12 @@ class AgentReader:
             line = self._line()
             if line is None:
                 return
+            self._n_lines += 1
+            if self._n_lines > MAX_LINES:
+                raise self._error(f"more than {MAX_LINES} lines")
             event = self._parse(line)
             if event is None:
                 continue
-            self._n_events += 1
-            if self._n_events > MAX_EVENTS:
-                raise self._error(f"more than {MAX_EVENTS} events")
             if event["event"] == "error":
                 self._raise(event)
             yield event

@@ -19,6 +19,7 @@ OLDEST_GLIBC = (2, 28)
 INSTALL_BYTES = 1_500_000_000  # torch unpacked, the wheels beside it, and room for runs
 RUN_BYTES = 50_000_000
 MACHINES = ("aarch64", "x86_64")
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}(\.[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class BoardFacts:
         values |= {name: tuple(data[name]) for name in ("staged", "runs")}
         if not isinstance(values["root"].get("path"), str) or not values["root"]["path"].startswith("/"):
             raise AgentProtocolError(f"{where}: the probe's answer names no absolute path")
+        if not _VERSION.fullmatch(values["python"]):
+            raise AgentProtocolError(f"{where}: the probe's answer names no version of Python")
         return cls(**values)
 
     @property
@@ -83,7 +86,7 @@ class BoardFacts:
 
     @property
     def glibc(self) -> tuple[int, int] | None:
-        match = re.fullmatch(r"glibc (\d+)\.(\d+).*", self.libc)
+        match = re.fullmatch(r"glibc ([0-9]{1,3})\.([0-9]{1,3})\b.*", self.libc)
         return (int(match[1]), int(match[2])) if match else None
 
     @property
@@ -171,6 +174,18 @@ def check_root(facts: BoardFacts, needed_bytes: int) -> None:
         raise PreflightError(
             f"{path} on the board belongs to another user (uid {owner}, we are {facts.uid})",
             "log in as its owner, or choose another directory with --root DIR",
+        )
+    foreign = root.get("foreign")
+    if isinstance(foreign, list) and foreign:
+        raise PreflightError(
+            f"{path}/{foreign[0]} on the board belongs to another user, who could change what is run there",
+            "remove it, or choose another directory with --root DIR",
+        )
+    if root.get("exchangeable_in"):
+        raise PreflightError(
+            f"other users of the board could put something else in the place of {path}: they may write to "
+            f"{root['exchangeable_in']}",
+            "choose a directory in your home with --root DIR",
         )
     if not root.get("is_writable"):
         raise PreflightError(

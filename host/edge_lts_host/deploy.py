@@ -53,8 +53,13 @@ done
 exec "$first" -I - "$root"
 """
 _PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10")
+# The probe has looked at owners already; between the two anything may have happened.
 MAKE_ROOT_SCRIPT = '''set -e; umask 077
-mkdir -p -- "$1"; chmod 700 -- "$1"; mkdir -p -- "$1/agents" "$1/env" "$1/runs"
+for folder in "$1" "$1/agents" "$1/env" "$1/runs"; do
+  mkdir -p -- "$folder"
+  [ -O "$folder" ] || { echo "$folder belongs to somebody else" >&2; exit 77; }
+  chmod 700 -- "$folder"
+done
 : >"$1/.edge-lts-root"'''
 _PROBE_S = 120.0
 _INSTALL_S = 3600.0

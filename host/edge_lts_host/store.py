@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import random
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edge_lts import runfolder
 from edge_lts.errors import EdgeLtsError
 from edge_lts.ledger import LedgerReader
 from edge_lts.records import Outcome, check_run_id
+from edge_lts_host.agent_protocol import clean
 from edge_lts_host.errors import StoreError, UsageError
 
 HOST_META = "host.json"
@@ -76,8 +78,24 @@ def runs_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def local_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """The device root of `--target local`: what holds `runs/`."""
-    return runs_root(environ).parent
+    """The device root of `--target local`: what holds `runs/`.
+
+    Raises StoreError where another user could exchange the agent that is run there.
+    """
+    root = runs_root(environ).parent
+    for folder in (root, root / "agents"):
+        try:
+            info = folder.stat()
+        except OSError:
+            continue
+        is_open = info.st_mode & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX
+        owners = (os.geteuid(), 0) if folder == root else (os.geteuid(),)
+        if is_open or info.st_uid not in owners:
+            raise StoreError(
+                f"other users of this machine could change what is run in {folder}; "
+                "set EDGE_LTS_RUNS to a folder in a folder of your own"
+            )
+    return root
 
 
 def new_run_id(target: str, now: datetime.datetime | None = None, rng: random.Random | None = None) -> str:
@@ -175,9 +193,10 @@ class RunFolder(runfolder.RunFolder):
 
     def _read_loosely(self, name: str) -> dict[str, Any]:
         try:
-            return runfolder.read_json(self / name)
+            data: dict[str, Any] = clean(runfolder.read_json(self / name))
         except (OSError, ValueError):
             return {}
+        return data
 
 
 def check_pulled(name: str, size: int) -> None:

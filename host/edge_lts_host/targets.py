@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,9 @@ def _one_of(*known: str) -> Callable[[object], str]:
 def _regex(value: object) -> str:
     text = _text(value)
     try:
-        re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's doubts about [[a] are not the user's
+            re.compile(text)
     except (re.error, OverflowError, RecursionError) as exc:
         raise ValueError(f"is no regular expression: {exc}") from exc
     return text

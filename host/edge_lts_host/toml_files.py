@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 20
+LARGEST_INTEGER = 1 << 63  # TOML 1.0.0: 64 bits; a longer one cannot even be shown by an error message
 
 
 class BadToml(ValueError):
@@ -30,15 +32,32 @@ def read_toml(path: Path) -> dict[str, Any]:
             raw = file.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
             raise BadToml(f"it is larger than {MAX_FILE_BYTES >> 10} KiB")
-        return tomllib.loads(raw.decode("utf-8"))
+        data = tomllib.loads(raw.decode("utf-8"))
+        _check_size("", data, MAX_DEPTH)
+        return data
     except OSError as exc:
         raise BadToml(f"it cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise BadToml(f"it is not UTF-8 (byte {exc.start})") from exc
     except RecursionError as exc:
         raise BadToml("it is nested too deeply") from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise BadToml(f"it is not TOML: {exc}") from exc
+    except BadToml:
+        raise
+    except ValueError as exc:  # TOMLDecodeError, and what int() says of thousands of digits
+        raise BadToml(f"it is not TOML: {exc!s:.200}") from exc
+
+
+def _check_size(key: str, value: object, depth: int) -> None:
+    if not depth:
+        raise BadToml(f"{key:.80} is nested too deeply")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_size(name, inner, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_size(key, inner, depth - 1)
+    elif isinstance(value, int) and not -LARGEST_INTEGER <= value < LARGEST_INTEGER:
+        raise BadToml(f"{key:.80} is an integer of more than 64 bits")
 
 
 def config_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from edge_lts_host import onboard
-from edge_lts_host.board_facts import BoardFacts
-from edge_lts_host.errors import AgentProtocolError
+from edge_lts_host.board_facts import BoardFacts, check_root
+from edge_lts_host.deploy import MAKE_ROOT_SCRIPT
+from edge_lts_host.errors import AgentProtocolError, PreflightError
 
 
 def run(program: bytes, *argv: str, **environment: str) -> dict[str, Any]:
@@ -144,6 +145,90 @@ def test_the_probe_finds_the_home_and_room_for_a_root_that_is_not_there(tmp_path
     assert facts.root_path == str(tmp_path / "a" / "b")
     assert facts.root["ancestor"] == str(tmp_path)
     assert facts.root["exists"] is False
+
+
+def probe_as(uid: int, root: Path) -> BoardFacts:
+    """What the probe says of `root` to a user with another number than ours."""
+    program = f"import os\nos.geteuid = lambda: {uid}\n".encode() + onboard.source("probe")
+    return BoardFacts.from_json("here", run(program, str(root)))
+
+
+def test_a_data_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o700)
+    facts = probe_as(os.geteuid() + 1, root)
+    with pytest.raises(PreflightError, match="belongs to another user"):
+        check_root(facts, 0)
+
+
+@pytest.mark.parametrize("name", ["agents", "env", "runs"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_directory_of_somebody_else_inside_is_refused(tmp_path: Path, name: str, is_link: bool) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+    root, foreign = tmp_path / "root", tmp_path / "foreign"
+    root.mkdir(mode=0o700)
+    foreign.mkdir()
+    (root / name).symlink_to(foreign) if is_link else (root / name).mkdir()
+    os.chown(foreign if is_link else root / name, 4711, 4711)
+    facts = BoardFacts.from_json("here", run(onboard.source("probe"), str(root)))
+    with pytest.raises(PreflightError, match=f"root/{name} on the board belongs to another user"):
+        check_root(facts, 0)
+    made = subprocess.run(["sh", "-c", MAKE_ROOT_SCRIPT, "sh", str(root)], capture_output=True, check=False)
+    assert made.returncode == 77
+    assert made.stderr == f"{root}/{name} belongs to somebody else\n".encode()
+
+
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o755, False), (0o775, False), (0o1777, False), (0o777, True)])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_directory_that_others_could_exchange_is_refused(
+    tmp_path: Path, mode: int, is_refused: bool, exists: bool
+) -> None:
+    shared = tmp_path / "shared"
+    root = shared / "a" / "root"
+    root.mkdir(parents=True) if exists else shared.mkdir()
+    shared.chmod(mode)
+    facts = BoardFacts.from_json("here", run(onboard.source("probe"), str(root)))
+    if is_refused:
+        with pytest.raises(PreflightError, match=f"other users .* may write to {shared}; "):
+            check_root(facts, 0)
+    else:
+        check_root(facts, 0)
+
+
+def test_the_data_directory_is_made_private(tmp_path: Path) -> None:
+    root = tmp_path / "with space" / "-root"
+    for _ in range(2):
+        subprocess.run(["sh", "-c", MAKE_ROOT_SCRIPT, "sh", str(root)], check=True)
+        for path in (root, root / "agents", root / "env", root / "runs"):
+            assert path.stat().st_mode & 0o7777 == 0o700
+            path.chmod(0o777)
+
+
+def test_a_broken_link_among_the_agents_is_no_agent(tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "gone.pyz").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "agents" / "pipe.pyz")
+    assert BoardFacts.from_json("here", run(onboard.source("probe"), str(tmp_path))).agents == {}
+
+
+def test_the_password_of_an_index_is_in_no_argv_and_no_answer(board: Board, tmp_path: Path) -> None:
+    """pip is replaced by a program that writes down how it was started, and complains."""
+    fake = tmp_path / "pip"
+    fake.mkdir()
+    (fake / "__main__.py").write_text(
+        "import os, sys\n"
+        f"open({str(tmp_path / 'argv')!r}, 'w').write(open('/proc/self/cmdline').read())\n"
+        "sys.exit('ERROR: cannot reach ' + os.environ['PIP_INDEX_URL'])\n"
+    )
+    board.order["online"] = {"requirements": ["torch==2.9.1"], "index": "https://me:hunter2@wheels.example/simple"}
+    board.order["installer"] = "../../../pip"
+    program = onboard.source("install").replace(b"}/pip", b"}/__main__.py")
+    order = f"ORDER = {json.dumps(board.order)!r}\n".encode()
+    answer = run(order + program, str(board.root))
+    assert answer["message"] == "ERROR: cannot reach https://****@wheels.example/simple"
+    assert "torch==2.9.1" in (tmp_path / "argv").read_text()
+    assert "hunter2" not in (tmp_path / "argv").read_text()
 
 
 def test_answers_of_the_wrong_type_are_refused() -> None:

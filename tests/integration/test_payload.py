@@ -113,6 +113,22 @@ def test_it_runs_alone(tmp_path: Path) -> None:
     assert (hello["protocol"], hello["event"], hello["verb"]) == (1, "hello", "status")
 
 
+def test_it_refuses_to_run_when_its_bytes_are_not_those_of_its_name(tmp_path: Path) -> None:
+    payload = build_payload()
+    agent = tmp_path / payload.name
+    with zipfile.ZipFile(io.BytesIO(payload.data)) as archive:
+        sources = json.loads(archive.read(SOURCES))
+    sources["edge_lts/__main__.py"] = "def main(argv): print('pwned')"
+    with zipfile.ZipFile(agent, "w") as archive:  # a sound zip, so that nothing but the name says that it is another
+        archive.writestr("__main__.py", source("agent_main"))
+        archive.writestr(SOURCES, json.dumps(sources))
+    command = [sys.executable, "-I", str(agent), "status", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert f"{agent} is damaged: its SHA-256 begins with " in result.stderr
+
+
 def test_a_traceback_from_it_shows_file_and_line(tmp_path: Path) -> None:
     text = """
 import traceback

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ ENERGY_VERSION = 1
 MAX_DRIFT = 0.10  # of idle power, in terms of what the load adds, as on the board
 # How much later than it was written a board's status may be seen at best: its heartbeat, our polling, the link.
 _LATE_S = 20.0
+_LARGEST = sys.float_info.max
 # Student's 97.5 % quantile by degrees of freedom.
 _T975 = (math.inf, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
 
@@ -108,7 +110,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite: that raises OverflowError for an integer beyond the largest float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def search_ranges(recording: Recording, windows: Sequence[Windows]) -> list[Interval]:

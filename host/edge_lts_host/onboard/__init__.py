@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_lts_host.agent_protocol import clean
 from edge_lts_host.errors import AgentProtocolError, last_line
 
 MARKER = "edge-lts-answer "
@@ -21,12 +22,12 @@ def source(name: str) -> bytes:
 
 
 def read_answer(where: str, stdout: bytes) -> dict[str, Any]:
-    """The JSON object that the program printed. Raises AgentProtocolError when there is none."""
+    """The JSON object that the program printed, its strings safe to show. Raises AgentProtocolError without one."""
     for line in stdout.decode("utf-8", "replace").splitlines():
         _, found, text = line.partition(MARKER)
         if found:
             try:
-                answer = json.loads(text)
+                answer = clean(json.loads(text))
             except (ValueError, RecursionError):
                 continue
             if isinstance(answer, dict):

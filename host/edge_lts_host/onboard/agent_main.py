@@ -1,10 +1,13 @@
 """`__main__.py` of the payload: imports `edge_lts` from the one member that holds all of its sources, and runs it.
 
 One compressed member instead of one for each module: what modules have in common is stored once, a quarter less in all.
-A module gets the `__file__` that zipimport would have given it, and a traceback finds its lines.
+A module gets the `__file__` that zipimport would have given it, and a traceback finds its lines. An archive that is
+named by its hash and has another one is not run: a bad SD card changes bytes, and zipimport looks at no checksum.
 """
 
+import hashlib
 import json
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -45,8 +48,20 @@ class Sources:
         return self._sources[self._name(module)]
 
 
+def check(archive: str) -> None:
+    """End the process unless what is named by its hash has it."""
+    name, suffix = os.path.splitext(os.path.basename(archive))
+    if suffix != ".pyz" or len(name) != 12:
+        return
+    with open(archive, "rb") as file:
+        found = hashlib.sha256(file.read()).hexdigest()
+    if found[:12] != name:
+        sys.exit(f"{archive} is damaged: its SHA-256 begins with {found[:12]}")
+
+
 if __name__ == "__main__":
     loader: Any = __loader__  # type: ignore[name-defined]
+    check(loader.archive)
     finder: Any = Sources(loader.archive, json.loads(loader.get_data("edge_lts.json")))
     sys.meta_path.insert(0, finder)
     from edge_lts.__main__ import main

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,15 +55,7 @@ def pip_argv(root: Path, order: dict[str, Any], part: Path) -> list[str]:
     argv = [sys.executable, "-I", *pip, "install", *common, "--no-warn-script-location", "--target", str(part)]
     if order["online"] is None:
         return [*argv, "--no-index", "--no-deps", *(str(wheels_of(root) / file) for file in order["install"])]
-    index = order["online"]["index"]
-    return [
-        *argv,
-        "--only-binary",
-        ":all:",
-        "--no-deps",
-        *(["--index-url", index] if index else []),
-        *order["online"]["requirements"],
-    ]
+    return [*argv, "--only-binary", ":all:", "--no-deps", *order["online"]["requirements"]]
 
 
 def run_pip(root: Path, order: dict[str, Any], part: Path) -> None:
@@ -75,6 +68,8 @@ def run_pip(root: Path, order: dict[str, Any], part: Path) -> None:
     environment = {**keep, "TMPDIR": str(temporary)}
     if order["online"] is None:
         environment["PIP_CONFIG_FILE"] = os.devnull  # Raspberry Pi OS adds an index of its own in /etc/pip.conf
+    elif order["online"]["index"]:
+        environment["PIP_INDEX_URL"] = order["online"]["index"]  # may hold a password: everybody can read an argv
     try:
         done = subprocess.run(
             pip_argv(root, order, part), stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False
@@ -85,7 +80,7 @@ def run_pip(root: Path, order: dict[str, Any], part: Path) -> None:
         text = (done.stderr or done.stdout).decode("utf-8", "replace")
         kind = "disk" if "No space left" in text or "Disk quota" in text else "pip"
         errors = [line for line in text.splitlines() if line.startswith("ERROR")] or text.strip().splitlines()[-1:]
-        raise InstallError(kind, " ".join(errors)[-600:])
+        raise InstallError(kind, re.sub(r"//[^/@\s]*@", "//****@", " ".join(errors))[-600:])
 
 
 def sync(folder: Path) -> None:

@@ -58,6 +58,30 @@ def free_bytes(path: str) -> Optional[int]:
     return disk.f_bavail * disk.f_frsize
 
 
+def is_foreign(path: str, uid: int) -> bool:
+    """Whether something at `path` belongs to another user, a link and what it leads to alike."""
+    try:
+        return os.lstat(path).st_uid != uid or os.stat(path).st_uid != uid
+    except OSError:
+        return os.path.lexists(path)
+
+
+def exchangeable_in(path: str, uid: int) -> Optional[str]:
+    """The folder at or above `path` in which another user could put something else in its place.
+
+    Root may, and the group may: many systems give every user a group of his own, and let it write.
+    """
+    path = os.path.realpath(path)
+    while True:
+        info = os.stat(path)
+        is_open = info.st_mode & 0o002 and not info.st_mode & 0o1000  # in a sticky folder, only an owner can rename
+        if info.st_uid not in (0, uid) or is_open:
+            return path
+        if os.path.dirname(path) == path:
+            return None
+        path = os.path.dirname(path)
+
+
 def root_state(root: str) -> Dict[str, Any]:
     ancestor = existing_ancestor(root)
     state: Dict[str, Any] = {
@@ -73,6 +97,10 @@ def root_state(root: str) -> Dict[str, Any]:
     if state["exists"]:
         info = os.stat(root)
         state["owner"], state["mode"] = info.st_uid, info.st_mode & 0o7777
+    if hasattr(os, "geteuid"):
+        uid = os.geteuid()
+        state["foreign"] = [name for name in ("agents", "env", "runs") if is_foreign(os.path.join(root, name), uid)]
+        state["exchangeable_in"] = exchangeable_in(os.path.dirname(root) if state["exists"] else ancestor, uid)
     return state
 
 
@@ -102,7 +130,7 @@ def agents(root: str) -> Dict[str, str]:
     found = {}
     for name in names_in(os.path.join(root, "agents")):
         path = os.path.join(root, "agents", name)
-        if name.endswith(".pyz") and os.path.getsize(path) < (1 << 24):
+        if name.endswith(".pyz") and os.path.isfile(path) and os.path.getsize(path) < (1 << 24):
             with open(path, "rb") as file:
                 found[name] = hashlib.sha256(file.read()).hexdigest()
     return found

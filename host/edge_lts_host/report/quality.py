@@ -7,7 +7,7 @@ machine is a condition, not a taint. Runs of before these records have nothing, 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +20,7 @@ LATENCIES = ("decode_latency_s", "prefill_latency_s")
 SHARES = ("steal_share", "others_share", "cpu_pressure_share", "memory_pressure_share")
 THROTTLE_BITS = 0xF
 MEMBERS_NAMED = 5
+_LARGEST = sys.float_info.max
 # What to do about each taint before measuring again; words for people, in the order in which they are given.
 REMEDIES: dict[str, str] = {
     "undervolted": "use a stronger power supply",
@@ -102,7 +103,8 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 def number(value: object) -> float | None:
     """A finite number that a board recorded; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # Not math.isfinite: that raises OverflowError for an integer beyond the largest float.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
         return None
     return float(value)
 

@@ -163,6 +163,7 @@ def test_a_governor_that_changed_is_named_with_the_other() -> None:
         {"quality": {"taints": ["x"], "tainted_samples": {"decode_latency_s": 3}, "n_retried": "many"}},
         {"quality": {"taints": {"x": True}, "tainted_samples": {"decode_latency_s": [-1, 10, 2.5, "a", True]}}},
         {"quality": {"steal_share": float("nan"), "n_retried": float("inf"), "swap_ins": True}},
+        {"quality": {"steal_share": 10**400, "n_retried": -(10**400)}, "health": {"temperature_c": {"max": 10**400}}},
         {"health": {"temperature_c": 5, "frequency_hz": {"min": "fast"}, "throttle": "no", "governor": 4}},
         {"health": {"throttle": {"now": -1, "before": 2.5, "after": "x", "source": "s"}, "governor": "\x1b[2J"}},
     ],

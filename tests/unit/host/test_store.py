@@ -37,6 +37,38 @@ def test_the_runs_root_is_the_variable_or_the_platforms_data_folder(home: Path) 
     assert store.local_root() == home / "share"
 
 
+@pytest.mark.parametrize("inner", ["", "agents"])
+@pytest.mark.parametrize(("mode", "is_refused"), [(0o755, False), (0o1777, False), (0o777, True)])
+def test_a_local_root_in_which_others_may_write_is_refused(
+    tmp_path: Path, inner: str, mode: int, is_refused: bool
+) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / inner).chmod(mode)
+    environ = {"EDGE_LTS_RUNS": str(tmp_path / "runs")}
+    if is_refused:
+        with pytest.raises(StoreError, match=f"could change what is run in {tmp_path / inner}; set EDGE_LTS_RUNS"):
+            store.local_root(environ)
+    else:
+        assert store.local_root(environ) == tmp_path
+
+
+def test_agents_of_somebody_else_are_refused_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "agents").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(StoreError, match="other users"):
+        store.local_root({"EDGE_LTS_RUNS": str(tmp_path / "runs")})
+
+
+def test_what_the_board_says_of_a_run_is_safe_to_show_and_to_reckon_with(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name, read in (("status.json", folder.status), ("frontier.json", folder.frontier)):
+        (tmp_path / name).write_text('{"message": "\\u001b[2J", "spent_s": 1.5}')
+        assert read() == {"message": "\\x1b[2J", "spent_s": 1.5}
+        for number in ("1e999", "NaN", str(1 << 63)):
+            (tmp_path / name).write_text(f'{{"spent_s": {number}}}')
+            assert read() == {}
+
+
 def test_a_written_file_is_whole_private_if_asked_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     store.write_atomic(path, b"one", mode=0o600)
