@@ -17,6 +17,7 @@ import argparse
 import base64
 import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -47,6 +48,7 @@ SLOW_S = 2.0
 MEMORY_BYTES = 4 << 30
 MAX_FINDINGS = 20  # kept of a batch
 GOAL = 10_000_000
+UNFINISHED = 75
 # Batches of `mutate`. Many for what comes from a board, fewer for slow readers of files that the user wrote.
 BATCHES = {
     "agent protocol": 30,
@@ -215,8 +217,10 @@ def plan(share: float, engines: list[str]) -> Iterator[tuple[str, str, int, int]
             yield from ((name, "mutate", number, BATCH) for name in names if number < round(BATCHES[name] * share))
 
 
-def run(path: Path, share: float, engines: list[str]) -> None:
+def run(path: Path, share: float, engines: list[str], seconds: float) -> bool:
+    """Do what is left of the plan, for as long as `seconds`; whether that was all."""
     stay_on_one_core()
+    end = time.monotonic() + seconds
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.RLIM_INFINITY))
     done = {(row["target"], row["engine"], row["batch"]) for row in read_rows(path)}
     do: dict[str, Callable[[Batch, int, int], None]] = {"mutate": mutate, "hypothesis": with_hypothesis}
@@ -224,6 +228,8 @@ def run(path: Path, share: float, engines: list[str]) -> None:
     for name, engine, number, n_inputs in plan(share, engines):
         if (name, engine, number) in done:
             continue
+        if time.monotonic() > end:
+            return False
         target = fuzzing.all_targets()[name]
         begun = time.monotonic()
         if engine == "atheris":
@@ -237,6 +243,7 @@ def run(path: Path, share: float, engines: list[str]) -> None:
         n_total += row["n"]
         found = f", FOUND {', '.join(row['findings'])}" if row["findings"] else ""
         print(f"{n_total:>10,} {name}, {engine} {number}: {row['n']:,} in {row['seconds']:.0f} s{found}", flush=True)
+    return True
 
 
 def judge(path: Path) -> int:
@@ -292,6 +299,9 @@ def main() -> int:
     parser.add_argument("do", nargs="?", choices=("run", "judge"), default="judge")
     parser.add_argument("--raw", type=Path, default=RAW, help="file of finished batches (default: the committed one)")
     parser.add_argument("--share", type=float, default=1.0, help="part of the mutated inputs, from 0 to 1 (default 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="end after so long, with status 75 if unfinished"
+    )
     parser.add_argument("--engines", default="mutate,hypothesis,atheris", help="which of them, by comma")
     args = parser.parse_args()
     if args.do == "run":
@@ -299,7 +309,8 @@ def main() -> int:
         if "atheris" in engines and importlib.util.find_spec("atheris") is None:
             print("atheris is not installed: without it", file=sys.stderr)
             engines.remove("atheris")
-        run(args.raw, args.share, engines)
+        if not run(args.raw, args.share, engines, args.seconds):
+            return UNFINISHED
     return judge(args.raw)
 
 

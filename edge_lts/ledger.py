@@ -121,15 +121,23 @@ class Ledger:
         text = json.dumps(record, allow_nan=False, separators=(",", ":"))
         line = text.encode("ascii") + b"\n"
         try:
+            self._check_writable()
             written = os.pwrite(self._fd, line, self._size)
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._fd)
+            self._check_writable()
         except OSError as exc:
             self._undo()
             raise self._cannot_write(exc) from exc
         self._size += len(line)
         return self._size
+
+    def _check_writable(self) -> None:
+        """Raises OSError where the file system became read-only after the ledger was opened. ext4 takes writes all the
+        same then, into memory, and its fsync says yes and does nothing."""
+        if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _undo(self) -> None:
         try:

@@ -8,6 +8,7 @@ Nothing here decides what a run does.
 import contextlib
 import datetime
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -80,6 +81,20 @@ def to_bytes(data: Mapping[str, Any]) -> bytes:
     return json.dumps(data, allow_nan=False).encode("ascii") + b"\n"  # indented, it would take ten times as long
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is no finite number")
+    return value
+
+
+def _small(text: str) -> int:
+    value = int(text)
+    if value.bit_length() > 64:
+        raise ValueError(f"{text:.40} needs more than 64 bits")
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises OSError, or ValueError saying what is wrong; never anything else."""
     with path.open("rb") as file:
@@ -87,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(raw) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
     try:
-        data = json.loads(raw)
+        data = json.loads(raw, parse_int=_small, parse_float=_finite, parse_constant=_finite)
     except RecursionError as exc:
         raise ValueError("it is nested too deeply") from exc
     if not isinstance(data, dict):

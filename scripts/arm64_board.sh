@@ -13,7 +13,7 @@
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
-PACKAGES='systemd-sysv dbus udev kmod sudo zstd' # beyond those of arm64_root.sh
+PACKAGES='systemd-sysv libpam-systemd dbus cron udev kmod sudo zstd' # beyond those of arm64_root.sh
 DISK_BYTES=6G
 # In the order in which they need one another: the disk, its file system, the network.
 EARLY_MODULES='crc16 mbcache jbd2 crc32c_generic ext4 virtio_mmio virtio_blk failover net_failover virtio_net'

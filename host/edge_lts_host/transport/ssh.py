@@ -13,6 +13,7 @@ import math
 import re
 import secrets
 import select
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -124,6 +125,10 @@ class SshTransport(Transport):
         """A watchdog for a call that ends by itself at `deadline`, should it be unable to."""
         return Watchdog(self._link.paramiko, deadline.left_s() + _GRACE_S)
 
+    def ask(self) -> threading.Thread:
+        """See Pulse.ask."""
+        return self._pulse.ask()
+
     def kill_remote(self, pid: int) -> None:
         """End the command whose wrapper is `pid`, with all it started; gives up quietly when the link does."""
         with contextlib.suppress(TransportError):
@@ -150,6 +155,7 @@ class _SshProcess(Process):
         self._chunks: Iterator[bytes] | None = iter(stdin)
         self._pending = memoryview(b"")
         self._ended_at: float | None = None
+        self._asking: threading.Thread | None = None  # whether more is to come, once the command has ended
         self._watchdog = transport.watch(deadline)
         self._file = channel.fileno()
 
@@ -160,6 +166,7 @@ class _SshProcess(Process):
             stdout = self._channel.recv(_READ_BYTES) if self._channel.recv_ready() else b""
             stderr = self._channel.recv_stderr(_READ_BYTES) if self._channel.recv_stderr_ready() else b""
         if stdout or stderr:
+            self._ended_at = self._asking = None
             return self._stdout.feed(stdout, self._where), self._stderr.feed(stderr, self._where)
         self._look_for_the_end(is_silent=bool(readable), wait_s=wait_s)
         return b"", b""
@@ -204,15 +211,25 @@ class _SshProcess(Process):
                 time.sleep(0.01)
             self._finish(_UNKNOWN_STATUS)
         elif channel.exit_status_ready() and channel.exit_status != -1:
-            self._ended_at = self._ended_at or time.monotonic()
             # `eof_received` is set after the last byte was filed, so looking for bytes once more misses none.
-            is_over = channel.closed or channel.eof_received or time.monotonic() - self._ended_at >= LINGER_S
+            is_over = channel.closed or channel.eof_received or self._is_silent_to_the_end()
             if is_over and not channel.recv_ready() and not channel.recv_stderr_ready():
                 self._finish(channel.exit_status)
         elif is_silent:
             # Output is at its end but the command is not: select would return at once, for ever.
             time.sleep(min(wait_s, 0.01))
             self._transport.raise_if_lost()
+
+    def _is_silent_to_the_end(self) -> bool:
+        """Whether an ended command's output stays open without more to come, as behind a child in the background.
+
+        The status may overtake output that a slow link still carries; the server's next answer does not.
+        """
+        self._ended_at = self._ended_at or time.monotonic()
+        if time.monotonic() - self._ended_at < LINGER_S:
+            return False
+        self._asking = self._asking or self._transport.ask()
+        return not self._asking.is_alive()
 
     def _finish(self, status: int) -> None:
         if self._stdout.match is None:

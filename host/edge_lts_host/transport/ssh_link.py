@@ -164,6 +164,7 @@ class Pulse(threading.Thread):
         self._sock = sock
         self._interval_s = interval_s
         self._stopped = threading.Event()
+        self._one_at_a_time = threading.Lock()  # paramiko does not know whose answer it hears
 
     def run(self) -> None:
         while self._link.is_active():
@@ -178,10 +179,18 @@ class Pulse(threading.Thread):
     def _silent_s(self) -> float:
         return time.monotonic() - self._sock.heard_s
 
-    def _ask(self) -> None:
+    def ask(self) -> threading.Thread:
+        """A thread that ends when the server has answered, or the connection is lost.
+
+        The answer comes after all that the server had sent before it was asked.
+        """
         # In a thread of its own: with a full send buffer even asking takes as long as the link pleases.
         asking = threading.Thread(target=self._request, name="edge-lts-ssh-ask", daemon=True)
         asking.start()
+        return asking
+
+    def _ask(self) -> None:
+        asking = self.ask()
         while asking.is_alive():
             left_s = 3 * self._interval_s - self._silent_s()
             if left_s <= 0:
@@ -193,7 +202,8 @@ class Pulse(threading.Thread):
 
     def _request(self) -> None:
         try:
-            self._link.global_request("keepalive@openssh.com", wait=True)
+            with self._one_at_a_time:
+                self._link.global_request("keepalive@openssh.com", wait=True)
         except (paramiko.SSHException, EOFError, OSError):
             self._link.close()
 

@@ -3,13 +3,14 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_lts.arch import Architecture
-from edge_lts.errors import EdgeLtsError, LedgerError
+from edge_lts.errors import DiskError, EdgeLtsError, LedgerError
 from edge_lts.ledger import Ledger, LedgerReader, read, read_outcomes
 from edge_lts.records import Outcome, outcome_from_json
 from tests.fake_agent import evaluation, failure
@@ -34,6 +35,27 @@ def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
     append(path, *(outcome.to_json() for outcome in outcomes))
     assert read_outcomes(path) == (outcomes, 0)
     assert [record["kind"] for record in read(path)[0]] == ["evaluation", "failure"]
+
+
+@pytest.mark.parametrize("n_writable", [0, 1])
+def test_a_disk_that_became_read_only_is_noticed_although_writing_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_writable: int
+) -> None:
+    """Seen on ext4 after an emergency remount: what is written to an open file stays in memory, and fsync returns 0."""
+    path = tmp_path / "ledger.jsonl"
+    append(path, {"a": 1})
+    whole = path.read_bytes()
+    answers = [0] * n_writable  # before the write, then after its fsync
+    real = os.fstatvfs
+
+    def fstatvfs(fd: int) -> object:
+        flag = answers.pop() if answers else os.ST_RDONLY
+        return SimpleNamespace(f_flag=real(fd).f_flag | flag)
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+    with Ledger(path) as ledger, pytest.raises(DiskError, match="Read-only file system; make it writable and resume"):
+        ledger.append({"a": 2})
+    assert path.read_bytes() == whole
 
 
 def test_a_missing_ledger_is_empty(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edge_lts.arch import Architecture
 from edge_lts.errors import ArchitectureError
+from edge_lts.runfolder import read_json
 from edge_lts_host import onboard
 from edge_lts_host.agent_protocol import MAX_LINES, AgentReader, clean
 from edge_lts_host.board_facts import BoardFacts
@@ -82,6 +83,17 @@ def test_infinity_written_as_a_number_is_refused() -> None:
 def test_an_endless_stream_of_blank_lines_comes_to_an_end() -> None:
     with pytest.raises(AgentProtocolError, match=f"more than {MAX_LINES} lines"):
         list(AgentReader((b"\n" * 100_000 for _ in iter(int, 1)), "pi"))
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" + "0" * 400, str(1 << 64)])
+def test_a_file_of_a_run_with_a_number_that_is_none_is_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "device.json"
+    path.write_text(f'{{"a": [1.5, -7, {number}]}}')
+    with pytest.raises(ValueError, match=r"is no finite number|needs more than 64 bits") as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 100
+    path.write_text(f'{{"a": [1.5, -7, {(1 << 64) - 1}]}}')
+    assert read_json(path) == {"a": [1.5, -7, (1 << 64) - 1]}
 
 
 @pytest.mark.parametrize(
