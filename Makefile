@@ -2,10 +2,10 @@
 
 EDGE_LTS := .venv/bin/edge-lts
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-long check bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: ## search on this machine for 75 s; ends with the frontier and demo-report.md
 	@scripts/setup.sh demo
@@ -13,12 +13,17 @@ demo: ## search on this machine for 75 s; ends with the frontier and demo-report
 	@$(EDGE_LTS) report -o md > demo-report.md
 	@echo "The report is saved in demo-report.md"
 
-test: ## every test; what this machine cannot run is skipped with a reason
+test: ## every test but the longest; what this machine cannot run is skipped with a reason
 	@scripts/system_packages.sh
 	@scripts/setup.sh dev
 	@scripts/arm64_root.sh > /dev/null || echo "no emulated board: its tests are skipped"
 	@scripts/arm64_board.sh > /dev/null || echo "no whole emulated board: its tests are skipped"
 	.venv/bin/python -m pytest -q --durations=15 tests
+
+test-long: ## what takes half an hour more: power cuts, bad links, serial console, pools, on emulated boards
+	@scripts/system_packages.sh
+	@scripts/setup.sh dev
+	.venv/bin/python -m pytest -q --durations=15 -m long tests/board
 
 check: ## linters and types: ruff, ruff format, mypy --strict, codespell
 	@scripts/setup.sh dev

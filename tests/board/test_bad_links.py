@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,11 @@ from edge_lts_host.session import Place, Session
 from edge_lts_host.store import RunFolder
 from edge_lts_host.transport.ssh import SshTransport
 from edge_lts_host.transport.ssh_config import SshOptions
+from tests.board.emulated import REPOSITORY
 from tests.board.whole import WholeBoard, required_parts
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800), pytest.mark.long]
 
 ROOT = "/home/pi/.local/share/edge-lts"
 RUN_ID = "run-over-a-bad-link"
@@ -195,9 +197,11 @@ def test_a_dead_board_is_noticed_in_45_seconds_and_watched_on_when_it_is_back(
     script = tmp_path / "pretended_run.py"
     script.write_text(RUN)
     board.ssh(f"rm -rf {ROOT}/runs && mkdir -p {run}")
-    board.copy_to_board(script)
-    board.ssh(f"setsid python3 {script.name} {bad_link.place.agent} {run} </dev/null >log 2>&1 &")
-    board.ssh(f"until [ -s {run}/status.json ]; do sleep 0.2; done")
+    sources = tmp_path / "sources"
+    shutil.copytree(REPOSITORY / "edge_lts", sources / "edge_lts", ignore=shutil.ignore_patterns("__pycache__"))
+    board.copy_to_board(script, sources)
+    board.ssh(f"setsid python3 {script.name} sources {run} </dev/null >log 2>&1 &")
+    board.ssh(f"timeout 60 sh -c 'until [ -s {run}/status.json ]; do sleep 0.2; done' || {{ cat log >&2; exit 1; }}")
     lost: list[tuple[float, str]] = []
     opened: list[SshTransport] = []
 

@@ -23,7 +23,7 @@ from edge_lts_host import wheelhouse
 from tests.board.emulated import EmulatedBoard
 from tests.board.workstation import ROOT, SMALL, Workstation, copy_sources, records
 
-pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800), pytest.mark.long]
 
 PYTHON = "3.11"  # Debian 12's
 N_CANDIDATES = 12

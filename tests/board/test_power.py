@@ -16,7 +16,7 @@ import pytest
 from tests.board.whole import TARGET, WholeBoard, deployed_board, remember_deployed
 from tests.board.workstation import ROOT, SMALL, Workstation, copy_sources
 
-pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800), pytest.mark.long]
 
 Work = Workstation[WholeBoard]
 LINGERING = "/var/lib/systemd/linger/pi"

@@ -29,7 +29,7 @@ from tests.board.emulated import REPOSITORY
 from tests.board.whole import WholeBoard, deployed_board
 from tests.serial_line import Cable
 
-pytestmark = [pytest.mark.arm64, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.arm64, pytest.mark.timeout(3600), pytest.mark.long]
 
 PASSWORD = "raspberry"
 LOGIN_S = 240.0  # booting included
