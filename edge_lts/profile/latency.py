@@ -276,8 +276,7 @@ def _is_noisy(timer: Timer) -> bool:
 
 
 def _is_narrow(samples: list[float], fraction: float) -> bool:
-    interval, middle = stats.ci95_of_median(samples), stats.median(samples)
-    return interval is not None and max(middle - interval[0], interval[1] - middle) <= fraction * middle
+    return len(samples) >= stats.MIN_SAMPLES_CI95 and reach(samples) <= fraction
 
 
 def take_shallow_samples(shallow: Timer, protocol: Protocol, gate: Gate | None = None) -> None:

@@ -55,16 +55,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames and new files in `path` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    runfolder.sync_folder(path.parent)
 
 
 def runs_root(environ: Mapping[str, str] = os.environ) -> Path:
@@ -119,7 +110,7 @@ class RunFolder(runfolder.RunFolder):
         """Make the folder. Raises StoreError when the run is there already."""
         try:
             self.path.mkdir(parents=True, exist_ok=False)
-            sync_folder(self.path.parent)
+            runfolder.sync_folder(self.path.parent)
         except OSError as exc:
             raise StoreError(f"cannot make {self.path}: {exc.strerror or exc}") from exc
 

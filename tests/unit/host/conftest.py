@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from edge_lts_host.cli import main
+
+Run = Callable[..., str]
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +22,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("EDGE_LTS_RUNS", str(home / "share" / "runs"))
     return home
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line: stdout where it ends well, else stderr."""
+
+    def run(*words: str, status: int = 0) -> str:
+        assert main(words) == status
+        captured = capsys.readouterr()
+        return captured.out if status == 0 else captured.err
+
+    return run

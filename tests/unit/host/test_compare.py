@@ -7,7 +7,6 @@ import io
 import json
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,15 @@ from hypothesis import strategies as st
 from edge_lts.pareto import hypervolume
 from edge_lts.records import Protocol
 from edge_lts_host import store
-from edge_lts_host.cli import main
 from edge_lts_host.report import across, intervals, ranks, shapes
 from edge_lts_host.report.sides import KEY_NAMES, load_sides
 from edge_lts_host.store import RunFolder
+from tests.unit.host.conftest import Run
 from tests.unit.host.sample_runs import RPI5, architecture, change_evaluations, evaluation, write_run
 
 A = "20261122-101530-rpi5-ab12"
 B = "20261123-101530-rpi4-cd34"
 C = "20261124-101530-rpi3-ef56"
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: str, status: int = 0) -> str:
-        assert main(words) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return run
 
 
 def compared(*run_ids: str, **settings: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,10 @@ from edge_lts_host.errors import UsageError
 from edge_lts_host.report import pick
 from edge_lts_host.report.loss_law import LAWS
 from edge_lts_host.store import RunFolder
+from tests.unit.host.conftest import Run
 from tests.unit.host.sample_runs import RPI5, architecture, evaluation, write_run
 
 RUN = "20261122-101530-rpi5-ab12"
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: str, status: int = 0) -> str:
-        assert main(words) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -17,26 +17,15 @@ from hypothesis import strategies as st
 
 from edge_lts.records import METHOD_VERSION, Protocol
 from edge_lts_host import store
-from edge_lts_host.cli import main
 from edge_lts_host.report import compare, pages, render
 from edge_lts_host.store import RunFolder
+from tests.unit.host.conftest import Run
 from tests.unit.host.sample_runs import RPI5, write_run
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 RUN = "20261122-101530-rpi5-ab12"
 OLDER = "20261121-080000-emulated-arm64-cd34"
 FORMATS = ("table", "md", "csv", "json", "jsonl")
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*words: str, status: int = 0) -> str:
-        assert main(words) == status
-        captured = capsys.readouterr()
-        return captured.out if status == 0 else captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("output", FORMATS)
