@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from edge_lts_host.commands import common
 
 if TYPE_CHECKING:
-    from edge_lts.errors import EdgeLtsError
     from edge_lts_host.hosts import HostEntry
 
 NAME = "clean"
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from edge_lts_host.errors import UsageError
-    from edge_lts_host.fleet import Links, exit_code, side_by_side
+    from edge_lts_host.fleet import Links, exit_code
     from edge_lts_host.hosts import forget, select_hosts
     from edge_lts_host.payload import build_payload
     from edge_lts_host.report import render
@@ -55,22 +54,8 @@ def run(args: argparse.Namespace) -> int:
         sizes = dict(event.get("sizes") or {})
         return {"host": entry.name, "root": event.get("root"), **sizes, "removed": event.get("removed", [])}
 
-    def complain(entry: HostEntry, error: EdgeLtsError) -> None:
-        if len(entries) > 1:
-            render.warn(f"{entry.name}: {error}")
-
     def for_all(is_dry_run: bool) -> tuple[list[dict[str, Any]], int]:
-        n_parallel = common.n_parallel(args, len(entries))
-        results = side_by_side(
-            entries,
-            lambda entry: clean(entry, is_dry_run),
-            n_parallel=n_parallel,
-            links=links,
-            on_error=complain,
-            fail_percent=args.fail_percent,
-        )
-        if len(results) == 1 and results[0].error is not None:
-            raise results[0].error
+        results = common.on_each(args, entries, lambda entry: clean(entry, is_dry_run), links, lambda entry: entry.name)
         return [result.value for result in results if result.value is not None], exit_code(results, args.fail_percent)
 
     columns = (

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from edge_lts_host.units import duration
 
 if TYPE_CHECKING:
+    from edge_lts.errors import EdgeLtsError
+    from edge_lts_host.fleet import Links, Result
     from edge_lts_host.transport.ssh_config import SshOptions
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 MAX_PARALLEL = 32
@@ -137,6 +142,37 @@ def n_parallel(args: argparse.Namespace, n_hosts: int) -> int:
     if wanted < 1:
         raise UsageError(f"--parallel: must be at least 1, not {wanted}")
     return max(1, min(wanted, n_hosts))
+
+
+def on_each(
+    args: argparse.Namespace,
+    items: Sequence[Item],
+    work: Callable[[Item], Value],
+    links: Links,
+    name: Callable[[Item], str],
+) -> list[Result[Item, Value]]:
+    """`work` on boards side by side, as --parallel and --fail-percent say.
+
+    Of several boards errors are said and kept in the results; that of a single one is raised.
+    """
+    from edge_lts_host.fleet import side_by_side
+    from edge_lts_host.report import render
+
+    def complain(item: Item, error: EdgeLtsError) -> None:
+        if len(items) > 1:
+            render.warn(f"{name(item)}: {error}")
+
+    results = side_by_side(
+        items,
+        work,
+        n_parallel=n_parallel(args, len(items)),
+        links=links,
+        on_error=complain,
+        fail_percent=args.fail_percent,
+    )
+    if len(results) == 1 and results[0].error is not None:
+        raise results[0].error
+    return results
 
 
 def add_runs(parser: argparse.ArgumentParser, *, several: bool = True) -> None:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edge_lts_host.fleet import Links, exit_code, side_by_side
+    from edge_lts_host.fleet import Links, exit_code
     from edge_lts_host.payload import build_payload
     from edge_lts_host.report import render
 
@@ -63,20 +63,7 @@ def run(args: argparse.Namespace) -> int:
         with transport:
             return _kind(entry)(transport, entry, payload, options, stages).run()
 
-    def complain(entry: HostEntry, error: Exception) -> None:
-        if len(entries) > 1:
-            render.warn(f"{entry.name}: {error}")
-
-    results = side_by_side(
-        entries,
-        deploy,
-        n_parallel=common.n_parallel(args, len(entries)),
-        links=links,
-        on_error=complain,
-        fail_percent=args.fail_percent,
-    )
-    if len(results) == 1 and results[0].error is not None:
-        raise results[0].error
+    results = common.on_each(args, entries, deploy, links, lambda entry: entry.name)
     done = [result.value for result in results if result.value is not None]
     if args.output == "table":
         for outcome in done:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from edge_lts_host.commands import common
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from edge_lts.errors import EdgeLtsError
     from edge_lts_host.fleet import Result
     from edge_lts_host.hosts import HostEntry
     from edge_lts_host.session import Survey
@@ -137,9 +136,8 @@ def _unlock(args: argparse.Namespace) -> int:
 
 def _each(args: argparse.Namespace, work: Callable[[HostEntry, Transport], None]) -> int:
     from edge_lts_host.errors import UsageError
-    from edge_lts_host.fleet import Links, exit_code, side_by_side
+    from edge_lts_host.fleet import Links, exit_code
     from edge_lts_host.hosts import select_hosts
-    from edge_lts_host.report import render
     from edge_lts_host.session import open_transport
 
     entries = select_hosts(args)
@@ -151,20 +149,7 @@ def _each(args: argparse.Namespace, work: Callable[[HostEntry, Transport], None]
         with links.add(open_transport(entry, options)) as transport:
             work(entry, transport)
 
-    def complain(entry: HostEntry, error: EdgeLtsError) -> None:
-        if len(entries) > 1:
-            render.warn(f"{entry.name}: {error}")
-
-    results: Sequence[Result[HostEntry, None]] = side_by_side(
-        entries,
-        serve,
-        n_parallel=common.n_parallel(args, len(entries)),
-        links=links,
-        on_error=complain,
-        fail_percent=args.fail_percent,
-    )
-    if len(results) == 1 and results[0].error is not None:
-        raise results[0].error
+    results = common.on_each(args, entries, serve, links, lambda entry: entry.name)
     return exit_code(results, args.fail_percent)
 
 

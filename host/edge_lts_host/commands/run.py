@@ -145,7 +145,7 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
     from edge_lts.errors import EdgeLtsError
     from edge_lts_host import launch
     from edge_lts_host.errors import TransportError
-    from edge_lts_host.fleet import Links, exit_code, side_by_side
+    from edge_lts_host.fleet import Links, exit_code
     from edge_lts_host.follow import Job
     from edge_lts_host.payload import build_payload
     from edge_lts_host.report import render
@@ -192,20 +192,7 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
                 raise
         return Job(folder=folder, entry=entry, place=place)
 
-    def complain(item: tuple[HostEntry, RunSpec], error: Exception) -> None:
-        if len(work) > 1:
-            render.warn(f"{item[0].name}: {error}")
-
-    results = side_by_side(
-        work,
-        start,
-        n_parallel=common.n_parallel(args, len(work)),
-        links=links,
-        on_error=complain,
-        fail_percent=args.fail_percent,
-    )
-    if len(results) == 1 and results[0].error is not None:
-        raise results[0].error
+    results = common.on_each(args, work, start, links, lambda item: item[0].name)
     jobs = [result.value for result in results if result.value is not None]
     if not jobs:
         return exit_code(results, args.fail_percent)
