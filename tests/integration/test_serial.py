@@ -113,6 +113,15 @@ def test_files_cross_a_bad_cable_whole(make_console: Callable[..., ShellConsole]
         assert transport.n_damaged > 0
 
 
+def test_output_that_waits_for_a_slow_line_outlives_its_command(
+    make_console: Callable[..., ShellConsole], tmp_path: Path
+) -> None:
+    data = os.urandom(60_000)  # more than the relay reads ahead, less than a pipe holds: `cat` ends in its first second
+    (tmp_path / "file").write_bytes(data)
+    with connect(make_console(bytes_per_s=16_000.0)) as transport:
+        assert transport.run(["cat", str(tmp_path / "file")], timeout_s=60).stdout == data
+
+
 def test_the_login_itself_crosses_a_bad_cable(make_console: Callable[..., ShellConsole]) -> None:
     console = make_console()
     console.cable.n_per_message = 500

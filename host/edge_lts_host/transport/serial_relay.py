@@ -50,7 +50,7 @@ class Command:
         self.waiting = b""  # stdin that came and the command has not taken
         self.has_all = False
         self.status: Optional[int] = None
-        self.ended_s = 0.0
+        self.quiet_s = 0.0  # since when it has ended, was listened to and said nothing
         self.kill_s = 0.0
         self.complaint = b""
         self.child: Optional[subprocess.Popen[bytes]] = None
@@ -108,8 +108,8 @@ class Command:
         with contextlib.suppress(OSError):
             os.killpg(self.child.pid, number)  # type: ignore[union-attr]
 
-    def look(self, now: float) -> None:
-        """Set `status` when it is over."""
+    def look(self, now: float, is_listening: bool = True) -> None:
+        """Set `status` when it is over: what nobody listened for, as the line was full, may wait in its pipes."""
         if self.status is not None or self.child is None:
             return
         if self.kill_s:
@@ -120,8 +120,11 @@ class Command:
             self.child.wait()
         elif self.child.poll() is None:
             return
-        self.ended_s = self.ended_s or now
-        if not self.outputs or self.kill_s or now - self.ended_s >= LINGER_S:
+        if not is_listening:
+            self.quiet_s = 0.0
+        else:
+            self.quiet_s = self.quiet_s or now
+        if not self.outputs or self.kill_s or (is_listening and now - self.quiet_s >= LINGER_S):
             code = self.child.returncode
             self.status = code if code >= 0 else 128 - code
 
@@ -159,8 +162,9 @@ class Relay:
         self.write(self.wire.take(now))
         readers: List[Any] = [self.terminal]
         writers: List[Any] = [self.terminal] if self.unwritten else []
+        is_listening = self.wire.n_waiting < N_UNREAD_BYTES
         for command in self.commands.values():
-            if command.child is not None and self.wire.n_waiting < N_UNREAD_BYTES:
+            if command.child is not None and is_listening:
                 readers += command.outputs
             if command.wants_to_feed():
                 writers.append(command.child.stdin)  # type: ignore[union-attr]
@@ -172,7 +176,7 @@ class Relay:
         if self.terminal in readable:
             self.read(now)
         for command in list(self.commands.values()):
-            self.serve(command, readable, now)
+            self.serve(command, readable, is_listening, now)
         if now - self.wire.heard_s > (SILENT_BUSY_S if self.commands else SILENT_IDLE_S):
             self.is_over = True
 
@@ -213,7 +217,7 @@ class Relay:
             elif kind == KILL:
                 command.end(now)
 
-    def serve(self, command: Command, readable: List[Any], now: float) -> None:
+    def serve(self, command: Command, readable: List[Any], is_listening: bool, now: float) -> None:
         if command.child is not None:
             if command.waiting or (command.has_all and not command.child.stdin.closed):  # type: ignore[union-attr]
                 n_taken = command.feed()
@@ -227,8 +231,9 @@ class Relay:
                 elif not data:
                     del command.outputs[pipe]
             if found and not command.kill_s:
+                command.quiet_s = 0.0
                 return
-        command.look(now)
+        command.look(now, is_listening)
         if command.status is not None:
             self.wire.send(EXIT, command.channel, bytes([command.status & 0xFF]))
             command.close()
