@@ -25,6 +25,7 @@ from types import TracebackType
 
 _CHUNK_BYTES = 16 * 1024
 _QUEUE_BYTES = 64 * 1024  # what a router would hold; what is beyond waits in the sender
+_SEND_BUFFER_BYTES = 32 * 1024  # of the kernel, towards the client: a reset throws away what is in it
 _TICK_S = 0.05
 
 
@@ -91,6 +92,7 @@ class Proxy:
         with client, server:
             for sock in (client, server):
                 sock.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
             while not self._stopped.is_set() and not (up.is_over and down.is_over):
                 if self._reset != n_resets or down.n_bytes >= limit_bytes:
                     _reset(client, server)
