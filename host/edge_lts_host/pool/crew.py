@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -136,6 +137,7 @@ class Crew:
         self._threads = 0
         self._infos: dict[str, DeviceInfo] = {}
         self._workers: dict[str, Any] = {}
+        self._farewells: list[Future[Any]] = []  # of workers that are closing because their board was lost
         self._open: dict[int, tuple[Task, Any]] = {}  # by key: the task and its future
         self._n_submitted = 0
         self._were_all_lost = False
@@ -233,10 +235,14 @@ class Crew:
             mender.join(_END_S)
         with self._guard:
             workers, self._workers = self._workers, {}
-        if self._client is not None:
-            for worker in workers.values():
-                self._client.sync(worker.close, executor_wait=False)
-        self._stack.close()
+        # All that counts is in the ledger by now: an engine that does not end tidily is no failure of the run.
+        with contextlib.suppress(Exception):
+            if self._client is not None:
+                for worker in workers.values():
+                    self._client.sync(worker.close, executor_wait=False, callback_timeout=_END_S)
+            wait(self._farewells, _END_S)  # a worker whose closing is cut off never says that it is closed
+        with contextlib.suppress(Exception):
+            self._stack.close()
         self._client = self._cluster = None
         self._all.pop(self._id, None)
 
@@ -244,7 +250,9 @@ class Crew:
 
     def _begin(self) -> None:
         import dask
-        from distributed import Client, LocalCluster
+
+        with dask.config.set({"logging.distributed": "critical"}):  # what counts of the boards is told by us
+            from distributed import Client, LocalCluster
 
         self._all[self._id] = self
         settings = {
@@ -303,7 +311,7 @@ class Crew:
             return name, outcome, time.monotonic() - begun_s
         except EdgeLtsError as exc:
             worker = self._lose(name, exc)
-            while worker is not None and worker.status != Status.closed:
+            while worker is not None and worker.status != Status.closed and not self._is_over:
                 time.sleep(_POLL_S)
             raise Reschedule from exc
 
@@ -332,13 +340,14 @@ class Crew:
     def _lose(self, name: str, error: EdgeLtsError) -> Any:
         """Take a board out, and begin to look for it; its dask worker, which is closing."""
         with self._guard:
+            if self._is_over:  # `close` sees to the workers
+                return None
             worker = self._workers.pop(name, None)
             self._were_all_lost |= self._client is not None and not self._workers
-        if self._is_over:
-            return None
+            if worker is not None:
+                closing = worker.close(executor_wait=False)
+                self._farewells.append(asyncio.run_coroutine_threadsafe(closing, self._client.loop.asyncio_loop))
         self._happenings.put(Lost(board=name, why=str(error)))
-        if worker is not None:
-            asyncio.run_coroutine_threadsafe(worker.close(executor_wait=False), self._client.loop.asyncio_loop)
         mender = threading.Thread(target=self._bring_back, args=(self._boards[name],), name=f"mend-{name}", daemon=True)
         self._menders.append(mender)
         mender.start()
