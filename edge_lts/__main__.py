@@ -8,7 +8,6 @@ docs/protocol.md. `--site DIR` is put in front of sys.path before numpy or torch
 import argparse
 import json
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as exc:  # noqa: BLE001  (the last resort: a reader of the protocol must learn that it ended)
+        import traceback
+
         traceback.print_exc()
         emit(error_event(exc))
         return 1
@@ -80,9 +81,13 @@ def _serve() -> int:
 
 
 def _run(arguments: argparse.Namespace, emit: Emitter) -> int:
+    verb = arguments.verb
+    if verb == "status":
+        from edge_lts import status
+
+        return status.answer(emit, arguments.paths, show_all=arguments.all)
     from edge_lts import verbs
 
-    verb = arguments.verb
     if verb == "probe":
         return verbs.probe(emit, site=arguments.site, root=arguments.root, with_torch=arguments.torch)
     if verb == "doctor":
@@ -99,8 +104,6 @@ def _run(arguments: argparse.Namespace, emit: Emitter) -> int:
         from edge_lts import worker
 
         return worker.serve(emit, sys.stdin.fileno(), verbs.own_command(arguments.site), root=arguments.root)
-    if verb == "status":
-        return verbs.status(emit, arguments.paths, show_all=arguments.all)
     if verb == "stop":
         return verbs.stop(emit, arguments.run_dir, timeout_s=arguments.timeout)
     from edge_lts import transfer

@@ -13,10 +13,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_lts.errors import DiskError, LedgerError, SpecError
-from edge_lts.records import DeviceInfo, RunSpec
+
+if TYPE_CHECKING:
+    from edge_lts.records import DeviceInfo, RunSpec
 
 SPEC, DEVICE, LEDGER = "spec.json", "device.json", "ledger.jsonl"
 EVENTS, STATUS, FRONTIER, LOG, LOCK = "events.jsonl", "status.json", "frontier.json", "log.txt", "lock"
@@ -128,8 +130,10 @@ class RunFolder:
         """The device root that holds `runs/` with this run."""
         return self.path.parent.parent
 
-    def read_spec(self) -> RunSpec:
+    def read_spec(self) -> "RunSpec":
         """Raises SpecError naming file and key."""
+        from edge_lts.records import RunSpec  # not for `status`: a board of many that is asked often
+
         path = self / SPEC
         try:
             return RunSpec.from_json(read_json(path))
@@ -138,8 +142,10 @@ class RunFolder:
         except (OSError, TypeError, ValueError) as exc:
             raise SpecError(f"{path}: {exc}") from exc
 
-    def read_device(self) -> DeviceInfo | None:
+    def read_device(self) -> "DeviceInfo | None":
         """What the run began on; None where nothing usable was recorded."""
+        from edge_lts.records import DeviceInfo
+
         try:
             return DeviceInfo.from_json(read_json(self / DEVICE))
         except FileNotFoundError:

@@ -2,19 +2,33 @@
 
 The supervisor replaces the file at every measurement and every five seconds. A reader never trusts it alone: a run that
 calls itself running is alive only if its lock is held by the process that the lock names; otherwise it was interrupted.
+
+Imports little: a workstation asks often, and many boards.
 """
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge_lts.errors import EdgeLtsError
 from edge_lts.job import Identity, boot_id, is_locked, read_holder
-from edge_lts.records import SCHEMA_VERSION, check_schema
-from edge_lts.runfolder import LOCK, SPEC, STATUS, RunFolder, complain, now_utc, overwrite, to_bytes, write_atomic
+from edge_lts.reservation import claims
+from edge_lts.runfolder import (
+    LOCK,
+    ROOT_MARKER,
+    SPEC,
+    STATUS,
+    RunFolder,
+    complain,
+    now_utc,
+    overwrite,
+    to_bytes,
+    write_atomic,
+)
+from edge_lts.values import SCHEMA_VERSION, check_schema
 
 ACTIVE_STATES = ("starting", "running", "confirming")
 STATES = (*ACTIVE_STATES, "done", "stopped", "failed", "interrupted")
@@ -120,3 +134,31 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         goes_on = status.get("boot_id") != boot_id() and (folder / ENTRY).exists()
         status = {**status, "state": "interrupted", "message": message, "goes_on_by_itself": goes_on}
     return {**status, "run_id": folder.run_id, "path": str(folder.path), "is_alive": alive, "sizes": folder.sizes()}
+
+
+def is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in (SPEC, LOCK, "status.json", "ledger.jsonl"))
+
+
+def runs_of(root: Path) -> list[Path]:
+    """Run folders of a device root, oldest name first."""
+    try:
+        return sorted(path for path in (root / "runs").iterdir() if path.is_dir() and is_run(path))
+    except OSError:
+        return []
+
+
+def answer(emit: Callable[[dict[str, Any]], None], paths: Sequence[Path], *, show_all: bool) -> int:
+    """One event per run. Of a root: who has the board, the runs that are not over and the one last heard of; with
+    `show_all` every one."""
+    for path in paths:
+        if is_run(path) or not ((path / "runs").is_dir() or (path / ROOT_MARKER).exists()):
+            emit({"event": "status", **describe(RunFolder(path))})
+            continue
+        emit({"event": "board", "root": str(path), **claims(path)})
+        found = [describe(RunFolder(run)) for run in runs_of(path)]
+        newest = max(found, key=lambda one: (str(one.get("updated_at", "")), str(one["run_id"])), default=None)
+        for one in found:
+            if show_all or one is newest or one["is_alive"] or one["state"] in (*ACTIVE_STATES, "interrupted"):
+                emit({"event": "status", **one})
+    return 0

@@ -29,7 +29,7 @@ from edge_lts.runfolder import (
     TUNED,
     RunFolder,
 )
-from edge_lts.verbs import runs_of
+from edge_lts.status import runs_of
 
 CHUNK_BYTES = 64 << 10
 PREFIX_BYTES = 64 << 10

@@ -7,8 +7,21 @@ from typing import Any
 
 from edge_lts.errors import EdgeLtsError, LedgerError
 
+SCHEMA_VERSION = 1  # of all that a run leaves behind
+
 Interval = tuple[float, float]
 _LARGEST = sys.float_info.max
+
+
+def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) -> None:
+    """Refuse a record without a version, or with a version newer than this code."""
+    version = data.get("schema_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise error(f"{what} has no usable schema_version (found {version!r:.40})")
+    if version > SCHEMA_VERSION:
+        raise error(
+            f"{what} has schema_version {version}; this edge-lts reads up to {SCHEMA_VERSION}: upgrade edge-lts"
+        )
 
 
 def number(what: str, value: object, error: type[EdgeLtsError]) -> float:

@@ -24,10 +24,9 @@ from edge_lts.frontier import latencies
 from edge_lts.job import Identity, Lock, detach, is_locked, read_holder
 from edge_lts.on_boot import Boot, remove
 from edge_lts.records import Evaluation, Protocol, RunSpec
-from edge_lts.reservation import claims
-from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, ROOT_MARKER, SPEC, RunFolder, now_utc
+from edge_lts.runfolder import BOARD_LOCK, LOCK, LOG, RunFolder, now_utc
 from edge_lts.stats import MIN_PROCESSES_PI95
-from edge_lts.status import ACTIVE_STATES, describe, is_alive
+from edge_lts.status import describe, is_alive
 
 PROOF_TIMEOUT_S = 900.0  # importing torch takes 100 s on an emulated board
 STDERR_TAIL_BYTES = 2000
@@ -232,34 +231,6 @@ def measure(emit: Emit, stdin: IO[bytes], command: Sequence[str], *, root: Path 
 def default_root() -> Path:
     """Where edge-lts lives on a board (design §6)."""
     return Path.home() / ".local/share/edge-lts"
-
-
-def is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in (SPEC, LOCK, "status.json", "ledger.jsonl"))
-
-
-def runs_of(root: Path) -> list[Path]:
-    """Run folders of a device root, oldest name first."""
-    try:
-        return sorted(path for path in (root / "runs").iterdir() if path.is_dir() and is_run(path))
-    except OSError:
-        return []
-
-
-def status(emit: Emit, paths: Sequence[Path], *, show_all: bool) -> int:
-    """One event per run. Of a root: who has the board, the runs that are not over and the one last heard of; with
-    `show_all` every one."""
-    for path in paths:
-        if is_run(path) or not ((path / "runs").is_dir() or (path / ROOT_MARKER).exists()):
-            emit({"event": "status", **describe(RunFolder(path))})
-            continue
-        emit({"event": "board", "root": str(path), **claims(path)})
-        found = [describe(RunFolder(run)) for run in runs_of(path)]
-        newest = max(found, key=lambda one: (str(one.get("updated_at", "")), str(one["run_id"])), default=None)
-        for one in found:
-            if show_all or one is newest or one["is_alive"] or one["state"] in (*ACTIVE_STATES, "interrupted"):
-                emit({"event": "status", **one})
-    return 0
 
 
 def stop(emit: Emit, run_dir: Path, *, timeout_s: float) -> int:

@@ -62,7 +62,8 @@ class Shelf:
         try:
             for number in range(n):
                 name = f"board{number:03}"
-                server = Sshd(folder / name, "LogLevel VERBOSE\n", ("ed25519",))
+                # A home of its own: what somebody made this machine's shells start with is no board's.
+                server = Sshd(folder / name, "LogLevel VERBOSE\n", ("ed25519",), home=folder / name)
                 server.authorized_keys.write_bytes(self._key.with_suffix(".pub").read_bytes())
                 self.servers[name] = server
                 lines.append(f'[devices.{name}]\nhost = "{server.destination}"\n')

@@ -49,7 +49,14 @@ def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
 class Sshd:
     """A running server. `extra` is put in front of its sshd_config, so that it wins."""
 
-    def __init__(self, folder: Path, extra: str = "", host_key_kinds: tuple[str, ...] = ("ed25519", "rsa")) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        extra: str = "",
+        host_key_kinds: tuple[str, ...] = ("ed25519", "rsa"),
+        *,
+        home: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.token = secrets.token_hex(12)
         self.user = getpass.getuser()
@@ -61,6 +68,7 @@ class Sshd:
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # privilege separation; made by the unit file elsewhere
         self._extra = extra
+        self._home = "" if home is None else f" HOME={home}"
         for _ in range(5):  # somebody else may take the port first
             self.port = free_port()
             if self._start():
@@ -104,7 +112,7 @@ class Sshd:
             "PermitRootLogin yes",
             "MaxStartups 100",
             f"AuthorizedKeysFile {self.authorized_keys}",
-            f"SetEnv {TOKEN_NAME}={self.token}",
+            f"SetEnv {TOKEN_NAME}={self.token}{self._home}",
         ]
         config.write_text("\n".join(lines) + "\n")
         assert SSHD is not None

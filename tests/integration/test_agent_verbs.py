@@ -182,6 +182,15 @@ def test_a_malformed_status_is_unknown_with_a_message(finished: Board, text: str
     assert "status.json" in one["message"]
 
 
+def test_asking_for_a_status_imports_little() -> None:
+    """A hundred boards on one machine, or one slow board: most of what an answer costs is what it imports."""
+    code = "import sys, edge_lts.status; print(' '.join(name for name in sys.modules if name.startswith('edge_lts.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == {
+        f"edge_lts.{name}" for name in ("errors", "job", "reservation", "runfolder", "status", "values")
+    }
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(status_data=st.binary(max_size=80), lock_data=st.binary(max_size=80))
 def test_fuzzed_files_never_break_status(finished: Board, status_data: bytes, lock_data: bytes) -> None:
@@ -196,16 +205,16 @@ def test_status_of_a_root_shows_what_is_not_over_and_the_newest(tmp_path: Path, 
         one.run()
         described(one.folder, state=state, updated_at=when)
     (tmp_path / "runs/not-a-run").mkdir()
-    verbs.status(lambda event: events.append(dict(event)), [tmp_path], show_all=False)
+    status.answer(lambda event: events.append(dict(event)), [tmp_path], show_all=False)
     assert events.pop(0)["event"] == "board"
     assert [(event["run_id"], event["state"]) for event in events] == [("a", "done"), ("c", "interrupted")]
     events.clear()
-    verbs.status(lambda event: events.append(dict(event)), [tmp_path], show_all=True)
+    status.answer(lambda event: events.append(dict(event)), [tmp_path], show_all=True)
     assert [event["run_id"] for event in events[1:]] == ["a", "b", "c"]
 
 
 def test_status_of_nothing_is_unknown(tmp_path: Path, events: list[dict[str, Any]]) -> None:
-    verbs.status(lambda event: events.append(dict(event)), [tmp_path / "gone"], show_all=False)
+    status.answer(lambda event: events.append(dict(event)), [tmp_path / "gone"], show_all=False)
     assert (events[0]["state"], events[0]["message"]) == ("unknown", "there is no run here")
 
 

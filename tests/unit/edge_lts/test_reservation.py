@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_lts import verbs
+from edge_lts import status
 from edge_lts.errors import LockedError
 from edge_lts.job import Lock, boot_id, read_holder
 from edge_lts.reservation import OWNER_VARIABLE, age_s, check, claims
@@ -72,7 +72,7 @@ def test_status_of_a_root_says_who_has_the_board(tmp_path: Path) -> None:
     write_spec(tmp_path)
     reserve(tmp_path)
     events: list[Any] = []
-    verbs.status(events.append, [tmp_path], show_all=False)
+    status.answer(events.append, [tmp_path], show_all=False)
     assert [event["event"] for event in events] == ["board", "status"]
     assert events[0]["reserved"]["owner"] == "ann@desk"
     assert events[0]["run"] is None
@@ -81,7 +81,7 @@ def test_status_of_a_root_says_who_has_the_board(tmp_path: Path) -> None:
 def test_a_deployed_root_without_runs_is_no_run(tmp_path: Path) -> None:
     (tmp_path / ".edge-lts-root").touch()
     events: list[Any] = []
-    verbs.status(events.append, [tmp_path], show_all=False)
+    status.answer(events.append, [tmp_path], show_all=False)
     assert [event["event"] for event in events] == ["board"]
 
 
