@@ -36,6 +36,7 @@ POLL_S = 2.0
 BOOT_PATIENCE_S = 600.0  # from SSH answering to the system starting what it starts at boot
 _TAIL_BYTES = 1 << 20
 _BAR_WIDTH = 24
+_ONE_LINE = str.maketrans("\n\t", "  ")  # what `printable` leaves of a board's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +163,8 @@ def progress_line(status: Mapping[str, Any], latest: str = "", *, has_bar: bool 
     failed = f", {status['n_failed']} failed" if status.get("n_failed") else ""
     counts = f"{status.get('n_measured', 0)} measured{failed}, frontier {status.get('n_frontier', 0)}"
     time_spent = f"{share:4.0%} of {render.duration(budget)}" if budget else ""
-    return f"{bar}{time_spent} {status.get('state', 'unknown')}: {counts}{f'; {latest}' if latest else ''}"
+    line = f"{bar}{time_spent} {status.get('state', 'unknown')}: {counts}{f'; {latest}' if latest else ''}"
+    return line.translate(_ONE_LINE)
 
 
 def _number(value: object) -> float:
