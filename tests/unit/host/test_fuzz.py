@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edge_lts.arch import Architecture
 from edge_lts.errors import ArchitectureError
 from edge_lts.runfolder import read_json
-from edge_lts_host import onboard
+from edge_lts_host import follow, onboard
 from edge_lts_host.agent_protocol import MAX_LINES, AgentReader, clean
 from edge_lts_host.board_facts import BoardFacts
 from edge_lts_host.errors import AgentProtocolError
@@ -104,6 +104,10 @@ def test_a_probe_that_answers_nonsense_is_refused(key: str, value: object) -> No
     text = onboard.MARKER + json.dumps({**PROBE, key: value})
     with pytest.raises(AgentProtocolError):
         BoardFacts.from_json("pi", onboard.read_answer("pi", text.encode()))
+
+
+def test_progress_is_one_line_whatever_a_board_says() -> None:
+    assert follow.progress_line({"state": "d\nne", "n_failed": "1\t2"}).isprintable()
 
 
 def test_a_probe_with_a_strange_libc_has_no_glibc() -> None:
