@@ -149,7 +149,8 @@ class Deployment:
             self._install(facts, environment)
         if not has_agent:
             with self._stages.stage("push agent"):
-                self._put(self._payload.data, posixpath.join(facts.root_path, "agents", self._payload.name))
+                path = posixpath.join(facts.root_path, "agents", self._payload.name)
+                self._put(self._payload.data, path, "push agent")
             self._steps.append(f"pushed the agent {self._payload.name}")
         if not is_proved:
             with self._stages.stage("prove torch"):

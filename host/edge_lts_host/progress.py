@@ -49,9 +49,10 @@ class Stages:
 
     def moved(self, title: str) -> Callable[[int, int], None]:
         """A callback for transfers that shows the share of bytes there."""
+        from edge_lts_host.report import render
 
         def show(done: int, total: int) -> None:
-            self._draw(f"{title} {done / 1e6:.0f} of {total / 1e6:.0f} MB ({done * 100 // max(1, total)} %)")
+            self._draw(f"{title}: {done * 100 // max(1, total)} % of {render.size(total)}")
 
         return show
 

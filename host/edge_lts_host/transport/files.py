@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DATA_DAMAGED = 65  # EX_DATAERR
 NO_SUCH_FILE = 66  # EX_NOINPUT
 CUT_SHORT = 75  # EX_TEMPFAIL
-_CHUNK_BYTES = 256 * 1024
+_CHUNK_BYTES = 16 * 1024  # small: over a serial console it is what progress is shown by
 
 _TOOLS = """
 hash_of() {

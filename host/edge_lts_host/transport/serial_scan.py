@@ -23,7 +23,8 @@ _LISTEN_S = 3.0
 _KEPT_BYTES = 16384
 _N_AT_A_TIME = 16
 _LOGIN = re.compile(rb"(\S+)? ?login: ?$")
-_PROMPT = re.compile(rb"[^\n]*[$#>%] ?$")
+_PROMPT = re.compile(rb"[$#>%] ?$")
+_PROMPT_BYTES = 200  # at the end: a search from every place of a long line would be quadratic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +109,10 @@ def describe(heard: bytes) -> tuple[str, str]:
         return "silent", "nothing"
     if is_noise(said):
         return "noise", "no text: another baud rate, or no console"
-    login = _LOGIN.search(said)
+    login = _LOGIN.search(said[-_PROMPT_BYTES:])
     if login is not None:
         name = printable(login[1] or b"")
         return "login", f"a login prompt{f' of {name}' if name else ''}"
-    if _PROMPT.search(said.rstrip(b"\n")):
+    if _PROMPT.search(said.rstrip(b"\n")[-_PROMPT_BYTES:]):
         return "shell", f"a shell, logged in: {last_line(said)}"
     return "text", f"text: {last_line(said)}"
