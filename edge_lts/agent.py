@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from edge_lts import device, on_boot, placement
 from edge_lts.arch import Architecture
+from edge_lts.baselining import Baselining
 from edge_lts.budget import Budget, Durations
 from edge_lts.confirming import Confirming
 from edge_lts.errors import DiskError, EdgeLtsError, EvaluationError, LedgerError
@@ -27,7 +28,7 @@ from edge_lts.job import Lock
 from edge_lts.ledger import Ledger, LedgerReader
 from edge_lts.preparation import add_facts, check_meter, check_spec, describe_device, make_searcher, memory_limit_now
 from edge_lts.progress import Progress
-from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
+from edge_lts.records import ASIDE, DeviceInfo, Evaluation, Failure, Outcome, Purpose, RunSpec, central
 from edge_lts.runfolder import BOARD_LOCK, EVENTS, FRONTIER, LEDGER, LOCK, LOG, STATUS, RunFolder, complain, now_utc
 from edge_lts.status import HEARTBEAT_S, StatusFile, check_status
 from edge_lts.surroundings import Surroundings
@@ -90,6 +91,7 @@ class Supervisor:
         self._budget = self._budget_after(0.0)
         self._durations = Durations()
         self._progress = Progress(folder, self._spec)
+        self._baselining = Baselining(self._spec, self._progress, self._durations)
         self._status: StatusFile
         self._ledger: Ledger
         self._searcher: Searcher
@@ -158,6 +160,7 @@ class Supervisor:
         limit_bytes = info.extra.get("memory_limit_bytes")
         self._searcher = make_searcher(self._spec, limit_bytes, info.extra.get("last_level_cache_bytes"))
         dropped = self._replay(spent_before_s)
+        self._baselining.memory_limit_bytes = limit_bytes
         self._event("started", run_id=self._spec.run_id, pid=os.getpid(), space_limit_bytes=limit_bytes)
         if dropped:
             text = dropped[:MAX_KEPT_TAIL_BYTES].decode("utf-8", "backslashreplace")
@@ -249,14 +252,21 @@ class Supervisor:
             if outcome.purpose == "search":
                 self._replay_one(outcome)
             arch, duration_s = outcome.architecture, outcome.spent_s - spent_s
-            if spent_s > 0 and duration_s > 0 and outcome.purpose != "one_thread":
-                self._durations.add(arch.arch_id, arch.total_params, duration_s)
+            if spent_s > 0 and duration_s > 0:
+                self._took(outcome.purpose, arch, duration_s)
             spent_s = max(spent_s, outcome.spent_s)
             self._progress.replay(outcome)
         self._budget = self._budget_after(max(spent_s, spent_before_s))
         self._progress.update_members()
         self._status.update(**self._progress.counts())
         return self._ledger.cut_tail(reader.valid_bytes) if reader.dropped_tail else b""
+
+    def _took(self, purpose: Purpose, arch: Architecture, duration_s: float) -> None:
+        """Remember for later estimates. One thread begins with another server: that says nothing of other purposes."""
+        if purpose == "baseline":
+            self._baselining.saw(arch, duration_s)
+        elif purpose not in ASIDE:
+            self._durations.add(arch.arch_id, arch.total_params, duration_s)
 
     def _replay_one(self, outcome: Outcome) -> None:
         candidate = self._next_candidate()
@@ -274,7 +284,6 @@ class Supervisor:
     def _search(self) -> tuple[str, ...]:
         """Until the searcher, the number of candidates or the searching share of the budget ends it; says which."""
         confirming = Confirming(self._spec, self._progress, self._durations)
-        share = 1 - self._spec.confirm_fraction
         n_failed_in_a_row = 0
         while True:
             self._stop_if_asked()
@@ -282,13 +291,16 @@ class Supervisor:
             if reasons:
                 return reasons
             # Confirming along the way takes nothing from the search: it comes off what is left to confirm at the end.
-            n_search, left_s = self._progress.n_search, self._budget.left_s(share) + self._progress.confirm_s
+            n_search, left_s = self._progress.n_search, self._left_to_search_s() + self._progress.confirm_s
             if self._spec.max_candidates is not None and n_search >= self._spec.max_candidates:
                 return ("max_candidates reached",)
             if n_search and left_s <= 0:
                 return ("budget spent",)
             if (arch_id := confirming.along_the_way(left_s)) is not None:
                 self._measure_again(arch_id)
+                continue
+            if n_search and (number := self._baselining.due(self._budget)) is not None:
+                self._measure_baseline(number)
                 continue
             candidate = self._next_candidate()
             if candidate is None:
@@ -302,6 +314,9 @@ class Supervisor:
             if isinstance(outcome, Failure) and n_failed_in_a_row >= MAX_CONSECUTIVE_FAILURES:
                 message = f"{n_failed_in_a_row} candidates failed in a row, the last one with: {outcome.message}"
                 raise EvaluationError(outcome.kind, message)
+
+    def _left_to_search_s(self) -> float:
+        return self._budget.left_s(1 - self._spec.confirm_fraction) - self._baselining.reserved_s()
 
     def _next_candidate(self) -> "Candidate | None":
         """The next proposal not measured yet. A repeated one is answered from the ledger and never measured again."""
@@ -320,8 +335,12 @@ class Supervisor:
         """Measure the frontier's members again, as far as the budget goes; says how far that was."""
         confirming = Confirming(self._spec, self._progress, self._durations)
         is_announced = False
+        self._measure_baselines(self._baselining.lacking)
         while waiting := confirming.waiting():
             self._stop_if_asked()
+            if (number := self._baselining.due(self._budget)) is not None:
+                self._measure_baseline(number)
+                continue
             if not self._progress.unconfirmed():
                 self._measure_on_one_thread()
             if not is_announced:
@@ -334,7 +353,8 @@ class Supervisor:
             self._measure_again(arch_id)
         if not self._progress.unconfirmed():
             self._measure_on_one_thread()
-        return confirming.reasons()
+        self._measure_baselines(self._baselining.rest)
+        return confirming.reasons() + self._baselining.reasons()
 
     def _measure_on_one_thread(self) -> None:
         """The members that have not been, as far as the budget goes: what ranks differently with fewer cores."""
@@ -349,6 +369,14 @@ class Supervisor:
                 return
             self._tried_on_one_thread.add(arch_id)
             self._measure(self._progress.candidate_ids[arch_id], arch, "one_thread")
+
+    def _measure_baselines(self, choose: Callable[[Budget], int | None]) -> None:
+        while (number := choose(self._budget)) is not None:
+            self._stop_if_asked()
+            self._measure_baseline(number)
+
+    def _measure_baseline(self, number: int) -> None:
+        self._measure(number, self._baselining.architecture(number), "baseline")
 
     def _measure_again(self, arch_id: str) -> None:
         self._measure(self._progress.candidate_ids[arch_id], self._progress.architecture(arch_id), "confirm")
@@ -407,8 +435,7 @@ class Supervisor:
                 **changes,
             )
             self._ledger.append(outcome.to_json())
-        if purpose != "one_thread":  # which begins with another server
-            self._durations.add(architecture.arch_id, architecture.total_params, duration_s)
+        self._took(purpose, architecture, duration_s)
         self._progress.add(outcome)
         self._report(outcome)
         return outcome

@@ -3,7 +3,8 @@
 An architecture says everything that determines a decoder's shape and nothing else. It is built from JSON, checked once,
 and never changes. Counting needs no torch: `parameter_count` is a closed formula per backbone, and a test holds it
 equal to the built model. Sources: Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094) for the proxy and
-the adaptive embedding's cut-offs; Baevski and Auli 2019 (arXiv 1809.10853) for the adaptive embedding itself.
+the adaptive embedding's cut-offs; Baevski and Auli 2019 (arXiv 1809.10853) for the adaptive embedding itself; Zhang et
+al. 2022 (OPT, arXiv 2205.01068).
 """
 
 import hashlib
@@ -21,6 +22,7 @@ DEFAULT_MAX_SEQ_LEN = 1024
 PAPER_CUTOFFS = (19997, 39997, 199997)
 MAX_LAYERS = 512
 MAX_DIMENSION = 1 << 24
+OPT_FIRST_POSITION = 2  # row of the first token: the published tables begin with two rows that no text uses
 
 _LAYER_KEYS = ("n_head", "d_inner")
 _KEYS = (
@@ -238,6 +240,13 @@ class Architecture:
         )
 
 
+def position_rows(arch: Architecture) -> int:
+    """Rows of the table of learned positions; 0 where positions are relative."""
+    if arch.backbone == "transformer-xl":
+        return 0
+    return arch.max_seq_len + (OPT_FIRST_POSITION if arch.backbone == "opt" else 0)
+
+
 def _default_cutoffs(vocab_size: int) -> tuple[int, ...]:
     return tuple(cutoff for cutoff in PAPER_CUTOFFS if cutoff < vocab_size)
 
@@ -264,11 +273,13 @@ def embedding_and_head(arch: Architecture) -> tuple[int, int]:
     return table + sum(projections), head
 
 
-def _count_gpt2(arch: Architecture) -> ParameterCount:
+def _count_learned(arch: Architecture) -> ParameterCount:
+    """Per layer: attention (4 d^2 + 4 d), norms (4 d), FFN (2 d f + f + d); behind the last layer of a GPT-2 a norm."""
     d = arch.d_model
     layers = sum(4 * d * d + 9 * d + 2 * d * layer.d_inner + layer.d_inner for layer in arch.layers)
+    final_norm = 2 * d if arch.backbone == "gpt2" else 0
     embedding, head = embedding_and_head(arch)
-    return ParameterCount(embedding=embedding, position=arch.max_seq_len * d, decoder=layers + 2 * d, head=head)
+    return ParameterCount(embedding=embedding, position=position_rows(arch) * d, decoder=layers + final_norm, head=head)
 
 
 def _count_transformer_xl(arch: Architecture) -> ParameterCount:
@@ -280,7 +291,8 @@ def _count_transformer_xl(arch: Architecture) -> ParameterCount:
 
 
 _COUNTERS: dict[str, Callable[[Architecture], ParameterCount]] = {
-    "gpt2": _count_gpt2,
+    "gpt2": _count_learned,
+    "opt": _count_learned,
     "transformer-xl": _count_transformer_xl,
 }
 BACKBONES = tuple(sorted(_COUNTERS))

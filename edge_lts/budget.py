@@ -51,6 +51,14 @@ class Durations:
         nearest = sorted(self._seen, key=lambda entry: (abs(entry[0] - total_params), entry))[:NEIGHBOURS]
         return median([duration for _, _, duration in nearest]) if nearest else 0.0
 
+    def scaled_estimate_s(self, total_params: int) -> float:
+        """As long as the nearest in size took, and longer by as much as this is larger: for sizes beyond all that were
+        seen. 0 when nothing is known yet."""
+        if not self._seen:
+            return 0.0
+        size, _, seconds = min(self._seen, key=lambda entry: (abs(entry[0] - total_params), entry))
+        return seconds * max(1.0, total_params / size)
+
     def fits(self, arch_id: str, total_params: int, left_s: float) -> bool:
         """Whether to begin a measurement with `left_s` to go: there is time left and more than half of it fits."""
         return left_s > 0 and self.estimate_s(arch_id, total_params) <= 2 * left_s

@@ -7,7 +7,7 @@ precision is given it is float32; that of the architecture, if it has one, goes 
 
 from typing import Any
 
-from edge_lts.arch import Architecture
+from edge_lts.arch import Architecture, position_rows
 from edge_lts.precision import ACTIVATION_BYTES, WEIGHT_BYTES
 from edge_lts.records import Protocol
 
@@ -43,7 +43,7 @@ def place_bytes(arch: Architecture, precision: str = "float32") -> dict[str, int
     if WEIGHT_BYTES[precision] == 1:
         n, is_adaptive = len(arch.clusters), arch.embedding_factor > 1
         places["embedding"] += 4 * (arch.vocab_size + is_adaptive * n * d)
-        places["position"] += 4 * arch.max_seq_len if count.position else 0
+        places["position"] += 4 * position_rows(arch)
         places["head"] += 0 if arch.tie_embeddings else 4 * (arch.vocab_size + is_adaptive * (n - 1) * d)
         places["head"] += is_adaptive * (3 * (arch.vocab_size + n - 1) + 4 * d)
     return places
@@ -53,8 +53,8 @@ def decoder_bytes(arch: Architecture, decoder_params: Any, n_layer: Any, d_inner
     """The same for decoders of `arch`'s backbone and width with such layers: of numbers, or of arrays of them."""
     n_bytes = WEIGHT_BYTES[precision] * decoder_params
     if WEIGHT_BYTES[precision] == 1:
-        is_gpt2 = arch.backbone == "gpt2"
-        n_bytes += 3 * ((9 if is_gpt2 else 7) * arch.d_model * n_layer + d_inner_sum + 2 * arch.d_model * is_gpt2)
+        per_layer, once = {"gpt2": (9, 2), "opt": (9, 0), "transformer-xl": (7, 0)}[arch.backbone]
+        n_bytes += 3 * (per_layer * arch.d_model * n_layer + d_inner_sum + once * arch.d_model)
     return n_bytes
 
 

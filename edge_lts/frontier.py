@@ -86,7 +86,7 @@ def members(
     """
     frontier = Frontier(objectives, constraints)
     for outcome in outcomes:
-        if isinstance(outcome, Evaluation):
+        if isinstance(outcome, Evaluation) and outcome.purpose != "baseline":
             add = frontier.add_one_thread if outcome.purpose == "one_thread" else frontier.add
             add(outcome.architecture.arch_id, outcome)
     return frontier.members()

@@ -23,7 +23,7 @@ from edge_lts.arch import Architecture
 from edge_lts.device import cpu_count
 from edge_lts.errors import EvaluationError, FailureKind, Interrupted
 from edge_lts.footprint import predicted_bytes
-from edge_lts.records import Evaluation, Failure, Outcome, Protocol, Purpose, outcome_from_json
+from edge_lts.records import ASIDE, Evaluation, Failure, Outcome, Protocol, Purpose, outcome_from_json
 
 __all__ = ["Interrupted", "LineReader", "Measurer", "Request", "ending"]
 
@@ -275,7 +275,7 @@ class Measurer(AbstractContextManager["Measurer"]):
     def _meter_for(self, arch_id: str, purpose: Purpose) -> str:
         if self._is_energy_searched and purpose != "one_thread":
             return self._meter
-        if purpose in ("search", "one_thread") or self._n_energies[arch_id] >= self._energy_processes:
+        if purpose in ("search", *ASIDE) or self._n_energies[arch_id] >= self._energy_processes:
             return "none"
         self._n_energies[arch_id] += 1
         return self._meter

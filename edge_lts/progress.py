@@ -7,13 +7,14 @@ its memory with the candidate it watches: a few hundred bytes per candidate are 
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.frontier import Frontier, Member
 from edge_lts.ledger import LedgerReader
-from edge_lts.records import SCHEMA_VERSION, Evaluation, Failure, Outcome, RunSpec
+from edge_lts.records import ASIDE, SCHEMA_VERSION, Evaluation, Failure, Outcome, RunSpec
 from edge_lts.runfolder import FRONTIER, LEDGER, RunFolder, write_atomic
 from edge_lts.speed import BOARD_FACTOR, anchors_of
 from edge_lts.stats import MIN_PROCESSES_PI95
@@ -34,9 +35,13 @@ class Progress:
         self.member_ids: list[str] = []
         self.probable_ids: list[str] = []  # only probably dominated
         self.confirm_s = 0.0  # of the budget, in records that confirm
+        self.baseline_s = 0.0  # and in those of baselines
+        self.baseline_processes: Counter[str] = Counter()  # arch_id -> processes that gave a value
+        self.failed_baselines: set[str] = set()
         self.is_last_confirmed = False  # whether the last record is such a one
         self._spent_s = 0.0
         self.n_measured = self.n_failed = self.n_confirmations = self._n_failed_confirmations = self._n_one_thread = 0
+        self._n_baseline_records = 0
 
     @property
     def n_search(self) -> int:
@@ -44,12 +49,13 @@ class Progress:
         return self.n_measured + self.n_failed
 
     def counts(self) -> dict[str, int]:
-        return {
+        counts = {
             "n_measured": self.n_measured,
             "n_failed": self.n_failed,
             "n_confirmations": self.n_confirmations,
             "n_frontier": len(self.member_ids),
         }
+        return {**counts, "n_baselines": len(self.baseline_processes)} if self._spec.baselines else counts
 
     def add(self, outcome: Outcome) -> None:
         """Count and remember one outcome. The frontier follows with `update_members`."""
@@ -58,6 +64,9 @@ class Progress:
             self._n_one_thread += 1
             if isinstance(outcome, Evaluation):
                 self._frontier.add_one_thread(arch_id, outcome)
+            return
+        if outcome.purpose == "baseline":
+            self._add_baseline(outcome)
             return
         if isinstance(outcome, Evaluation):
             self._frontier.add(arch_id, _slim(outcome))
@@ -76,6 +85,15 @@ class Progress:
         else:
             self._n_failed_confirmations += 1
             self._failed_confirmations[arch_id] = self._failed_confirmations.get(arch_id, 0) + 1
+
+    def _add_baseline(self, outcome: Outcome) -> None:
+        self._n_baseline_records += 1
+        self.baseline_s += max(0.0, outcome.spent_s - self._spent_s)
+        self._spent_s = max(self._spent_s, outcome.spent_s)
+        if isinstance(outcome, Evaluation):
+            self.baseline_processes[outcome.architecture.arch_id] += 1
+        else:
+            self.failed_baselines.add(outcome.architecture.arch_id)
 
     def replay(self, outcome: Outcome) -> None:
         """`add` for a record of an earlier life, with the frontier as far as memory needs it."""
@@ -143,13 +161,14 @@ class Progress:
         """The processes of some architectures, as far as they have been added."""
         groups: dict[str, list[Evaluation]] = {arch_id: [] for arch_id in arch_ids}
         for outcome in self._recorded(arch_ids):
-            if isinstance(outcome, Evaluation) and outcome.purpose != "one_thread":
+            if isinstance(outcome, Evaluation) and outcome.purpose not in ASIDE:
                 groups[outcome.architecture.arch_id].append(_slim(outcome, keep_samples=keep_samples))
         return groups
 
     def _recorded(self, arch_ids: Collection[str]) -> Iterator[Outcome]:
         """The ledger's records of some architectures, up to the last one that was added."""
         n_added = self.n_search + self.n_confirmations + self._n_failed_confirmations + self._n_one_thread
+        n_added += self._n_baseline_records
         for outcome in itertools.islice(LedgerReader(self._folder / LEDGER).outcomes(), n_added):
             if outcome.architecture.arch_id in arch_ids:
                 yield outcome

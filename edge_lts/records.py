@@ -4,7 +4,8 @@ Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status
     1   first version; `commands` of spec.json came later and is left out where there are none; so did `heat`,
         `ci_fraction` and `max_retries` of a protocol (method 1 sampled without them), `meter` and `is_tuned` of
         spec.json, `quality`, `health`, `framework` and `energy` among the conditions of a record, the purpose
-        `one_thread`, and `board` of a record, which only pools of boards write
+        `one_thread`, `board` of a record, which only pools of boards write, and `baselines` of spec.json, left out
+        where there are none, with the purpose `baseline`
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
 silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
@@ -16,25 +17,27 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
 from edge_lts.arch import Architecture
-from edge_lts.errors import EdgeLtsError, FailureKind, LedgerError, SpecError
+from edge_lts.baselines import Baseline, check_baselines
+from edge_lts.errors import FailureKind, LedgerError, SpecError
 from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, Objective, resolve_objectives
 from edge_lts.precision import PRECISIONS
+from edge_lts.values import SCHEMA_VERSION as SCHEMA_VERSION
 from edge_lts.values import Interval as Interval
 from edge_lts.values import Measurement as Measurement
 from edge_lts.values import Value as Value
 from edge_lts.values import central as central
+from edge_lts.values import check_schema as check_schema
 from edge_lts.values import number
 from edge_lts.values import value_from_json as value_from_json
 from edge_lts.values import value_to_json as value_to_json
-
-SCHEMA_VERSION = 1
 
 # A change that can move a number bumps this; reports refuse to mix versions unless told to.
 #   1   a fixed number of samples
 #   2   samples are judged, tainted ones taken again; sampling ends when the interval is narrow enough
 METHOD_VERSION = 2
 
-Purpose = Literal["search", "confirm", "one_thread", "single"]
+Purpose = Literal["search", "confirm", "one_thread", "single", "baseline"]
+ASIDE = ("one_thread", "baseline")  # measured beside the search: part of no frontier and of no ranking
 
 # Flags of a record. Taints are doubts about its values; notes are true of the candidate, whoever measures it.
 TAINTS = (
@@ -49,17 +52,6 @@ TAINTS = (
     "undervolted",
 )
 NOTES = ("framework_bound", "emulated_precision")
-
-
-def check_schema(what: str, data: Mapping[str, Any], error: type[EdgeLtsError]) -> None:
-    """Refuse a record without a version, or with a version newer than this code."""
-    version = data.get("schema_version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise error(f"{what} has no usable schema_version (found {version!r:.40})")
-    if version > SCHEMA_VERSION:
-        raise error(
-            f"{what} has schema_version {version}; this edge-lts reads up to {SCHEMA_VERSION}: upgrade edge-lts"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +331,8 @@ class RunSpec:
     budget is kept for measuring the frontier's members again in fresh processes, which is what `pi95` needs.
     `memory_headroom` is the share of the board's memory that a candidate must leave free. `meter` says what measures
     energy on the board: `auto` (whatever is there), `none`, or a kind with its argument (edge_lts.energy). `is_tuned`
-    asks the board's kernel for its fastest governor while the run goes on.
+    asks the board's kernel for its fastest governor while the run goes on. `baselines` are measured too, in a share of
+    the budget (edge_lts.baselining).
     """
 
     run_id: str
@@ -360,10 +353,12 @@ class RunSpec:
     is_emulated: bool = False
     meter: str = "auto"
     is_tuned: bool = False
+    baselines: tuple[Baseline, ...] = ()
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
         resolve_objectives(self.objectives, self.commands)
+        check_baselines(self.baselines)
         if not isinstance(self.space, Mapping):
             raise SpecError("space must be an object")
         for name, kind, noun in (
@@ -394,10 +389,10 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         data = {item.name: getattr(self, item.name) for item in fields(self)}
-        if self.commands:
-            data["commands"] = [command.to_json() for command in self.commands]
-        else:
-            del data["commands"]
+        for name in ("commands", "baselines"):
+            data[name] = [item.to_json() for item in data[name]]
+            if not data[name]:
+                del data[name]
         return {
             "schema_version": SCHEMA_VERSION,
             **data,
@@ -415,11 +410,12 @@ class RunSpec:
         missing = [name for name in ("run_id", "space", "budget_s", "target") if name not in values]
         if missing:
             raise SpecError(f"spec.json lacks {missing[0]!r}")
-        for name in ("constraints", "commands"):
+        for name in ("constraints", "commands", "baselines"):
             if not isinstance(values.get(name, []), list):
                 raise SpecError(f"{name} must be a list")
         values["constraints"] = tuple(Constraint.from_json(item) for item in values.get("constraints", []))
         values["commands"] = tuple(CommandObjective.from_json(item) for item in values.get("commands", []))
+        values["baselines"] = tuple(Baseline.from_json(item) for item in values.get("baselines", []))
         objectives = values.get("objectives", DEFAULT_OBJECTIVES)
         values["objectives"] = tuple(objectives) if isinstance(objectives, list) else objectives
         values["protocol"] = Protocol.from_json(values.get("protocol", {}))

@@ -87,6 +87,12 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+def trust_of(mad_of_logs: float) -> tuple[float, float]:
+    """(robust standard deviation of an anchor's logarithms, how much of its changes is the machine's)."""
+    spread = _MAD_TO_SD * mad_of_logs
+    return spread, max(0.0, 1 - (_OWN_SCATTER / spread) ** 2) if spread else 0.0
+
+
 class UsualSpeed:
     """Median anchors and their trust over the processes added so far."""
 
@@ -118,7 +124,6 @@ class UsualSpeed:
             self._usual = {}
             for name, logs in self._seen.items():
                 if len(logs) >= MIN_PROCESSES:
-                    spread = _MAD_TO_SD * mad(logs)
-                    trust = max(0.0, 1 - (_OWN_SCATTER / spread) ** 2) if spread else 0.0
+                    spread, trust = trust_of(mad(logs))
                     self._usual[name] = (median(logs), trust, MOST_SPREADS * spread)
         return self._usual

@@ -8,17 +8,18 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EvaluationError
 from edge_lts.model.gpt2 import Gpt2, KVCache
 from edge_lts.model.layers import FLOATS
+from edge_lts.model.opt import Opt
 from edge_lts.model.quantised import Fill, Int8Parts
 from edge_lts.model.transformer_xl import SegmentMemory, TransformerXl
 from edge_lts.profile.weights import fill_one
 
-__all__ = ["BUILDERS", "Cache", "Gpt2", "KVCache", "Model", "SegmentMemory", "TransformerXl", "build_model"]
+__all__ = ["BUILDERS", "Cache", "Gpt2", "KVCache", "Model", "Opt", "SegmentMemory", "TransformerXl", "build_model"]
 
 # Every model is called as model(tokens, cache, logits) and makes its cache with new_cache(capacity=...).
 Model = Gpt2 | TransformerXl
 Cache = KVCache | SegmentMemory
 
-BUILDERS: dict[str, Callable[..., Model]] = {"gpt2": Gpt2, "transformer-xl": TransformerXl}
+BUILDERS: dict[str, Callable[..., Model]] = {"gpt2": Gpt2, "opt": Opt, "transformer-xl": TransformerXl}
 
 
 def build_model(arch: Architecture, precision: str = "float32", *, fill: Fill = fill_one) -> Model:

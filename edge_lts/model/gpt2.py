@@ -9,13 +9,14 @@ log-probabilities instead of logits. Dropout is left out: this model is only eva
 Shapes: B batch, T new tokens, S tokens seen (cache and new), D d_model, E d_embed, N heads, H head width, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.arch import Architecture, LayerSpec, position_rows
 from edge_lts.model.adaptive import build_ends
 from edge_lts.model.layers import FLOATS, Logits, Parts
 
@@ -145,21 +146,35 @@ class Decoder(nn.Module):
 
 
 class Gpt2(nn.Module):
-    """The whole language model. Constructed uninitialised; see `edge_lts.model.build_model`."""
+    """The whole language model. Constructed uninitialised; see `edge_lts.model.build_model`.
 
-    def __init__(self, arch: Architecture, parts: Parts = FLOATS) -> None:
+    `decoder` and `first_position`, the row of the first token in the table of positions, are what `opt.py` has of its
+    own.
+    """
+
+    decoder: Any
+
+    def __init__(
+        self,
+        arch: Architecture,
+        parts: Parts = FLOATS,
+        decoder: Callable[[int, Iterable[LayerSpec], Parts], nn.Module] = Decoder,
+        first_position: int = 0,
+    ) -> None:
         super().__init__()
         self.arch = arch
+        self.first_position = first_position
         ends = build_ends(arch, parts)
         self.token_embedding, self.head = ends.token_embedding, ends.head
         self.embedding_projection, self.head_projection = ends.embedding_projection, ends.head_projection
-        self.position_embedding = parts.table(arch.max_seq_len, arch.d_model)
-        self.decoder = Decoder(arch.d_model, arch.layers, parts)
+        self.position_embedding = parts.table(position_rows(arch), arch.d_model)
+        self.decoder = decoder(arch.d_model, arch.layers, parts)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of activations and cache."""
-        return next(self.decoder.parameters()).dtype
+        dtype: torch.dtype = next(self.decoder.parameters()).dtype
+        return dtype
 
     def new_cache(self, *, batch: int = 1, capacity: int | None = None) -> KVCache:
         return KVCache(self.arch, batch=batch, capacity=capacity, dtype=self.dtype)
@@ -177,7 +192,8 @@ class Gpt2(nn.Module):
             raise ValueError(f"{past} + {T} tokens do not fit the {limit} positions there are")
         x_BTE = self.token_embedding(tokens_BT)
         x_BTD = x_BTE if self.embedding_projection is None else self.embedding_projection(x_BTE)
-        x_BTD = x_BTD + self.position_embedding.rows(past, past + T)
+        first = self.first_position + past
+        x_BTD = x_BTD + self.position_embedding.rows(first, first + T)
         layer_caches = (None,) * len(self.decoder.blocks) if cache is None else cache.layers
         for block, layer_cache in zip(self.decoder.blocks, layer_caches, strict=True):
             x_BTD = block(x_BTD, layer_cache)

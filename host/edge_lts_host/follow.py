@@ -183,17 +183,18 @@ def latest_measurement(folder: RunFolder) -> str:
         outcome = outcome_from_json(json.loads(lines[-2])) if len(lines) > 1 else None
     except (OSError, ValueError, RecursionError, EdgeLtsError):
         return ""
-    if isinstance(outcome, Failure):
-        return f"latest: {outcome.kind}"
     if outcome is None:
         return ""
+    latest = "latest baseline" if outcome.purpose == "baseline" else "latest"
+    if isinstance(outcome, Failure):
+        return f"{latest}: {outcome.kind}"
     words = []
     for name in OBJECTIVES:
         number = central(outcome.objectives.get(name))
         if number is not None:
             heading, cell = render.OBJECTIVE_CELLS[name]
             words.append(f"{heading} {cell(number)}")
-    return "latest: " + ", ".join(words) if words else ""
+    return f"{latest}: {', '.join(words)}" if words else ""
 
 
 # Following ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edge_lts.baselines import Baseline
 from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, resolve_objectives
 from edge_lts.records import Protocol, RunSpec
 from edge_lts_host import meters, spaces
@@ -108,7 +109,13 @@ def strategy(
 
 
 def expected_candidates(
-    args: argparse.Namespace, space: dict[str, Any], memory: int | None, rules: Protocol, *, emulated: bool
+    args: argparse.Namespace,
+    space: dict[str, Any],
+    memory: int | None,
+    rules: Protocol,
+    *,
+    emulated: bool,
+    budget_s: float | None = None,
 ) -> int | None:
     """How many candidates the run will measure: --max-candidates, else the guess that `default_space` makes too.
 
@@ -116,7 +123,8 @@ def expected_candidates(
     """
     if args.max_candidates is not None:
         return int(args.max_candidates)
-    fitting = spaces.candidates_that_fit(space, args.budget, memory, rules, is_emulated=emulated)
+    budget_s = args.budget if budget_s is None else budget_s
+    fitting = spaces.candidates_that_fit(space, budget_s, memory, rules, is_emulated=emulated)
     return None if fitting is None else fitting[0]
 
 
@@ -165,16 +173,17 @@ def make_spec(
     own = commands(args.objective_command)
     searched = objectives(args.objectives, own)
     memory = memory_bytes(entry, target)
+    budget_s = budget_besides(args)
     if args.space is not None:
         space, _ = spaces.load_space(args.space)
     else:
-        choice = spaces.default_space(args.budget, memory, protocol=rules, is_emulated=emulated)
+        choice = spaces.default_space(budget_s, memory, protocol=rules, is_emulated=emulated)
         space = choice.space
         say(f"{entry.name}: searching the space {choice.name}: {choice.reason} (--space NAME|FILE to choose)")
     chosen = strategy(args, own, lambda text: say(f"{entry.name}: {text}"), searched=searched, space=space)
     settings: dict[str, Any] = {}
     if chosen == "guided":
-        n_expected = expected_candidates(args, space, memory, rules, emulated=emulated)
+        n_expected = expected_candidates(args, space, memory, rules, emulated=emulated, budget_s=budget_s)
         settings = guided_settings(args, n_expected, lambda text: say(f"{entry.name}: {text}"))
     timeout_s = args.candidate_timeout or (EMULATED_TIMEOUT_S if emulated else DEFAULT_TIMEOUT_S)
     return RunSpec(
@@ -196,7 +205,36 @@ def make_spec(
         is_emulated=emulated,
         meter=meters.board_meter(meter(args, entry)),
         is_tuned=args.tune,
+        baselines=beside(args, space, rules, lambda text: say(f"{entry.name}: {text}"), emulated=emulated),
     )
+
+
+def budget_besides(args: argparse.Namespace) -> float:
+    """The budget of a run without baselines that would have as much time to search, seconds."""
+    if not args.baseline:
+        return float(args.budget)
+    from edge_lts.baselining import SHARE
+
+    return float(args.budget * (1 - SHARE / (1 - spaces.CONFIRM_FRACTION)))
+
+
+def beside(
+    args: argparse.Namespace, space: dict[str, Any], rules: Protocol, say: Callable[[str], None], *, emulated: bool
+) -> tuple[Baseline, ...]:
+    """What --baseline asks for; says what that takes. Raises UsageError."""
+    if not args.baseline:
+        return ()
+    from edge_lts.baselining import SHARE
+    from edge_lts_host import baselines
+    from edge_lts_host.report import render
+
+    found = baselines.resolve(args.baseline, space)
+    slowness = spaces.EMULATION_FACTOR if emulated else 1.0
+    for line in baselines.describe(
+        found, space, lambda arch: slowness * spaces.seconds_of(arch, rules), SHARE * args.budget, render.duration
+    ):
+        say(line)
+    return found
 
 
 def target_of(entry: HostEntry, targets: Mapping[str, Target]) -> Target:

@@ -19,6 +19,7 @@ from edge_lts_host.errors import UsageError
 from edge_lts_host.toml_files import BadToml, builtin_dir, config_dir, read_toml
 
 if TYPE_CHECKING:
+    from edge_lts.arch import Architecture, ParameterCount
     from edge_lts.records import Protocol
 
 # What `default_space` assumes of a board: a slow one, a Raspberry Pi 4 in float32. Guesses that only choose between our
@@ -192,11 +193,14 @@ def _median_seconds(space: Any, protocol: Protocol) -> float:
 
     rng = np.random.default_rng(1)
     counts = [space.sample(rng).parameter_count for _ in range(N_DRAWN)]
-    return float(
-        np.median([seconds_per_candidate(count.decoder, _read_per_token(count), protocol) for count in counts])
-    )
+    return float(np.median([_seconds(count, protocol) for count in counts]))
 
 
-def _read_per_token(count: Any) -> int:
-    """Parameters of the head that a token reads: a tied head is the embedding's table."""
-    return int(count.head or count.embedding)
+def seconds_of(arch: Architecture, protocol: Protocol) -> float:
+    """`seconds_per_candidate` of one architecture."""
+    return _seconds(arch.parameter_count, protocol)
+
+
+def _seconds(count: ParameterCount, protocol: Protocol) -> float:
+    """A tied head is the embedding's table: that is what a token reads of it."""
+    return seconds_per_candidate(count.decoder, count.head or count.embedding, protocol)

@@ -115,7 +115,7 @@ def test_a_prompt_beyond_the_positions_is_unsupported(measurer: Measurer) -> Non
     assert "prompt_tokens 64" in outcome.message
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "transformer-xl"])
+@pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 def test_adaptive_and_relative_positions_are_measured_like_the_rest(measurer: Measurer, backbone: str) -> None:
     arch = SMALL.replace(backbone=backbone, embedding_factor=5, vocab_size=50257)
     if backbone == "transformer-xl":

@@ -109,7 +109,7 @@ def test_results_are_those_of_float32_to_within_the_precision(precision: str, ba
     assert (regret <= 3 * BOUNDS[precision] * right.std(-1)).all()
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "transformer-xl"])
+@pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 @pytest.mark.parametrize("precision", HERE)
 def test_decoding_with_the_cache_is_prefilling(precision: str, backbone: str) -> None:
     of = arch(backbone)
@@ -127,7 +127,7 @@ def test_decoding_with_the_cache_is_prefilling(precision: str, backbone: str) ->
     assert error(last, model(text, None, "last")) < bound
 
 
-@pytest.mark.parametrize("backbone", ["gpt2", "transformer-xl"])
+@pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize("precision", HERE)
 def test_the_formula_counts_the_bytes_of_the_built_model(precision: str, changes: dict, backbone: str) -> None:

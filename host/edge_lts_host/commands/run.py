@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further objective: the number that COMMAND prints last, given the architecture as JSON on stdin; it "
         "runs ON THE BOARD with the rights of its user, through /bin/sh, after each measurement; repeatable",
     )
+    group.add_argument(
+        "--baseline",
+        metavar="NAME|FILE",
+        action="append",
+        help="measure these too, in a fifth of the budget: scaled-gpt2, scaled-transformer-xl, opt-350m, or JSON in a "
+        "FILE; repeatable",
+    )
     group.add_argument("--seed", metavar="N", type=int, default=1, help="same seed, same proposals (default: 1)")
     group.add_argument("--max-candidates", metavar="N", type=int, default=None, help="measure no more than that")
     group.add_argument(

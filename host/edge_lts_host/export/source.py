@@ -13,22 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from edge_lts import __version__
-from edge_lts.arch import Architecture
+from edge_lts.arch import OPT_FIRST_POSITION, Architecture
 from edge_lts_host.errors import UsageError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _FIELD = re.compile(r"@([a-z_]+)@")
-_BLOCKS = {"gpt2": "gpt2", "transformer-xl": "transformer_xl"}
+_PIECES = {
+    "gpt2": ("attention.py", "gpt2.py", "learned.py"),
+    "opt": ("attention.py", "opt.py", "learned.py"),
+    "transformer-xl": ("transformer_xl.py",),
+}
 _ACTIVATIONS = {
     "gpt2": 'functional.gelu(self.up(x_BTD), approximate="tanh")',
+    "opt": "functional.relu(self.up(x_BTD))",
     "transformer-xl": "functional.relu(self.up(x_BTD))",
 }
 _NOTES = {
     "gpt2": (
         "Pre-norm, learned positions, GELU in its tanh form: Hugging Face's GPT2LMHeadModel where all layers are alike "
         "(Radford\net al. 2019). No text is longer than max_seq_len."
+    ),
+    "opt": (
+        "Post-norm, learned positions behind two rows that are never read, ReLU, no norm behind the last layer: "
+        "Hugging Face's\nOPTForCausalLM with do_layer_norm_before false where all layers are alike (OPT-350M; Zhang et "
+        "al. 2022, arXiv\n2205.01068). No text is longer than max_seq_len."
     ),
     "transformer-xl": (
         "Post-norm, ReLU, relative positions with u and v per layer (Dai et al. 2019, arXiv 1901.02860). The cache is "
@@ -47,8 +57,8 @@ def template(name: str, values: Mapping[str, object] | None = None) -> str:
 
 def model_source(arch: Architecture) -> str:
     """model.py. Raises UsageError for a backbone that cannot be exported."""
-    if arch.backbone not in _BLOCKS:
-        raise UsageError(f"backbone {arch.backbone!r} cannot be exported; these can: {', '.join(_BLOCKS)}")
+    if arch.backbone not in _PIECES:
+        raise UsageError(f"backbone {arch.backbone!r} cannot be exported; these can: {', '.join(_PIECES)}")
     is_adaptive = arch.embedding_factor > 1
     values = {
         "backbone": arch.backbone,
@@ -59,10 +69,11 @@ def model_source(arch: Architecture) -> str:
         "total_params": f"{arch.total_params:,}",
         "notes": _NOTES[arch.backbone],
         "activation": _ACTIVATIONS[arch.backbone],
+        "first_position": f" + {OPT_FIRST_POSITION}" if arch.backbone == "opt" else "",
         "result": "log-probabilities" if is_adaptive else "logits",
     }
     ends = "adaptive.py" if is_adaptive else "plain.py"
-    pieces = ("head.py", ends, f"{_BLOCKS[arch.backbone]}.py", "tail.py")
+    pieces = ("head.py", ends, *_PIECES[arch.backbone], "tail.py")
     return "".join(template(piece, values) for piece in pieces)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.progress import Progress
-from edge_lts.records import Evaluation, Outcome, RunSpec
+from edge_lts.records import ASIDE, Evaluation, Outcome, RunSpec
 from edge_lts.runfolder import RunFolder
 from edge_lts.speed import at_pool_speed
 from edge_lts.surroundings import Surroundings
@@ -32,11 +32,22 @@ class PoolProgress(Progress):
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
         super().__init__(folder, spec)
         self.boards: dict[str, set[str]] = {}  # arch_id -> boards that tried
+        self.baseline_boards: dict[str, set[str]] = {}
+        self._last_s: dict[str, float] = {}  # board -> when its last record was made
+        self._boards_s = 0.0  # of all boards together, with baselines
 
     def add(self, outcome: Outcome) -> None:
+        """Baselines count for the time of their board, as a share of all boards' time."""
         super().add(outcome)
-        if outcome.purpose != "one_thread":
-            self.boards.setdefault(outcome.architecture.arch_id, set()).add(outcome.board)
+        arch_id, board = outcome.architecture.arch_id, outcome.board
+        before_s = self._last_s.get(board, outcome.spent_s)
+        self._last_s[board] = outcome.spent_s
+        if outcome.purpose == "baseline":
+            self.baseline_boards.setdefault(arch_id, set()).add(board)
+            self._boards_s += max(0.0, outcome.spent_s - before_s)
+            self.baseline_s = self._boards_s / len(self._last_s)
+        elif outcome.purpose not in ASIDE:
+            self.boards.setdefault(arch_id, set()).add(board)
 
     def as_told(self, outcome: Outcome) -> Outcome:
         return super().as_told(at_pool_speed(outcome) if isinstance(outcome, Evaluation) else outcome)

@@ -5,6 +5,7 @@ each free board measures next, and turns what boards say into records:
 
     anchors     before the search: a few architectures on every board (pool/agreement.py), kept in device.json
     search      the searcher's batch (pool/batches.py), to whichever board is free
+    baseline    one at a time while the others search, and what is left of them in the end
     confirm     while a batch ends, now and then along the way, and in the end: members of the frontier, first those
                 that were measured on one board only, and not on that one
 
@@ -16,14 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edge_lts.agent import MAX_CONSECUTIVE_FAILURES, ONE_THREAD_FACTOR, Emit, Stopped, Supervisor
 from edge_lts.arch import Architecture
-from edge_lts.budget import Durations
+from edge_lts.baselining import Baselining
+from edge_lts.budget import Budget, Durations
 from edge_lts.confirming import Confirming
 from edge_lts.errors import EdgeLtsError, EvaluationError, LockedError
 from edge_lts.job import Lock
@@ -81,6 +83,7 @@ class PoolSupervisor(Supervisor):
             self._spec, self._root, emit=self._event, clock=clock, should_stop=lambda: self._stopped_by is not None
         )
         self._told = self._progress = PoolProgress(folder, self._spec)
+        self._baselining = Baselining(self._spec, self._progress, self._durations)
         self._infos: dict[str, DeviceInfo] = {}
         self._factors: dict[str, agreement.Factor] = {}
         self._in_flight: dict[int, tuple[Task, Candidate | None]] = {}
@@ -137,11 +140,12 @@ class PoolSupervisor(Supervisor):
         self._batches = Batches(self._searcher, self._recall)
         tail = super()._replay(spent_before_s)
         self._durations = Durations()  # the time since the record before it says nothing here
+        self._baselining = Baselining(self._spec, self._progress, self._durations)
         before_s: dict[str, float] = {}
         for outcome in LedgerReader(self._folder / LEDGER).outcomes():
             arch, board = outcome.architecture, outcome.board
-            if outcome.spent_s > before_s.get(board, outcome.spent_s) and outcome.purpose != "one_thread":
-                self._durations.add(arch.arch_id, arch.total_params, outcome.spent_s - before_s[board])
+            if outcome.spent_s > before_s.get(board, outcome.spent_s):
+                self._took(outcome.purpose, arch, outcome.spent_s - before_s[board])
             before_s[board] = outcome.spent_s
         return tail
 
@@ -171,7 +175,7 @@ class PoolSupervisor(Supervisor):
             self._measure_anchors(add_facts(self._folder, info, pool=pool, **facts), limit_bytes)
             reasons = self._search_and_confirm()
             confirming = Confirming(self._spec, self._progress, self._durations)
-            return "done", reasons + confirming.reasons() + self._lonely()
+            return "done", reasons + confirming.reasons() + self._lonely() + self._baselining.reasons()
         except Stopped as exc:
             return "stopped", (str(exc),)
         except EdgeLtsError:
@@ -244,6 +248,8 @@ class PoolSupervisor(Supervisor):
         while True:
             self._stop_if_asked()
             for board in self._free() if has_news else ():
+                if self._n_searched() and self._baseline_on(board, self._baselining.due):
+                    continue
                 if not reasons and self._search_on(board):
                     continue
                 reasons = reasons or self._search_is_over()
@@ -267,9 +273,6 @@ class PoolSupervisor(Supervisor):
     def _free(self) -> list[str]:
         """Those of the idle boards whose factor is known."""
         return [board for board in self._idle() if board in self._factors]
-
-    def _left_to_search_s(self) -> float:
-        return self._budget.left_s(1 - self._spec.confirm_fraction)
 
     def _n_searched(self) -> int:
         return self._progress.n_search + sum(task.purpose == "search" for task, _ in self._in_flight.values())
@@ -315,7 +318,10 @@ class PoolSupervisor(Supervisor):
         return () if is_fitting or not self._n_searched() else ("budget spent",)
 
     def _confirm_on(self, board: str) -> None:
-        """Give a board a member of the frontier to measure again, if one is waiting and the budget holds it."""
+        """Give a board a member of the frontier to measure again, if one is waiting and the budget holds it; a baseline
+        before, if it was not measured once, or when nothing else is left."""
+        if self._baseline_on(board, self._baselining.lacking):
+            return
         progress, left_s = self._progress, self._budget.left_s()
         confirming = Confirming(self._spec, progress, self._durations)
         waiting = [arch_id for arch_id in self._alone(board) if self._may_confirm(arch_id)]
@@ -327,8 +333,26 @@ class PoolSupervisor(Supervisor):
             if self._durations.fits(arch_id, progress.architecture(arch_id).total_params, left_s):
                 self._measure_again_on(board, arch_id)
                 return
-        if not waiting and not progress.unconfirmed() and self._rules_threads > 1 and not self._batches_are_open():
-            self._one_thread_on(board, left_s)
+        if self._batches_are_open():
+            return
+        has_no_more = not waiting and not progress.unconfirmed() and self._rules_threads > 1
+        if not (has_no_more and self._one_thread_on(board, left_s)):
+            self._baseline_on(board, self._baselining.rest)
+
+    def _baseline_on(self, board: str, choose: Callable[[Budget, Collection[int]], int | None]) -> bool:
+        """Give a board the baseline that is chosen, if any. Beside the search it is one at a time, and none that this
+        board has measured and another has not."""
+        busy = [task.candidate_id for task, _ in self._in_flight.values() if task.purpose == "baseline"]
+        if choose == self._baselining.due:
+            if busy:
+                return False
+            alive = set(self._crew.alive())
+            tried = [self._told.baseline_boards.get(one.architecture.arch_id, set()) for one in self._spec.baselines]
+            busy = [number for number, own in enumerate(tried) if board in own and alive - own]
+        number = choose(self._budget, busy)
+        if number is not None:
+            self._give(board, number, self._baselining.architecture(number), "baseline", None)
+        return number is not None
 
     def _batches_are_open(self) -> bool:
         return any(task.purpose == "search" for task, _ in self._in_flight.values())
@@ -349,16 +373,18 @@ class PoolSupervisor(Supervisor):
         candidate_id = self._progress.candidate_ids[arch_id]
         self._give(board, candidate_id, self._progress.architecture(arch_id), "confirm", None)
 
-    def _one_thread_on(self, board: str, left_s: float) -> None:
+    def _one_thread_on(self, board: str, left_s: float) -> bool:
+        """Whether there was a member to give that has not been measured so."""
         for arch_id in self._progress.without_one_thread():
             arch = self._progress.architecture(arch_id)
             if arch_id in self._tried_on_one_thread:
                 continue
             if left_s < ONE_THREAD_FACTOR * self._durations.estimate_s(arch_id, arch.total_params):
-                return
+                return False
             self._tried_on_one_thread.add(arch_id)
             self._give(board, self._progress.candidate_ids[arch_id], arch, "one_thread", None, threads=1)
-            return
+            return True
+        return False
 
     # -- giving and taking ---------------------------------------------------------------------------------------------
 

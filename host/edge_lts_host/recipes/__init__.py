@@ -8,8 +8,8 @@ from stands beside them in recipe.json:
     batch           0.2920 C^0.3271 tokens: Bi et al. 2024 (DeepSeek LLM, arXiv 2401.02954, eq. 1), C = 6 x the FLOPs of
                     a forward pass of the decoder, by token, times tokens; fitted for 1e17 to 2e19 FLOPs with AdamW and
                     pre-norm decoders
-    post-norm       a Transformer-XL gets at most 2.5e-4 (Dai et al. 2019, arXiv 1901.02860, WikiText-103 base), because
-                    post-norm diverges at rates that pre-norm takes
+    post-norm       a Transformer-XL, and an OPT, gets at most 2.5e-4 (Dai et al. 2019, arXiv 1901.02860, WikiText-103
+                    base), because post-norm diverges at rates that pre-norm takes
     the rest        AdamW (0.9, 0.95), weight decay 0.1, clipping at 1.0 as in Bi et al.; a cosine to a tenth over the
                     whole run as in Hoffmann et al.
 They are a place to begin, not an optimum: nothing here was tuned on these shapes.
@@ -42,7 +42,7 @@ def recipe(architecture: Architecture, train_tokens: float | None = None) -> dic
     flops = flops_per_token(architecture, window) * tokens
     rate = 0.3118 * flops**-0.1250
     rate_source = "0.3118 C^-0.1250, Bi et al. 2024, arXiv 2401.02954, eq. 1"
-    if architecture.backbone == "transformer-xl" and rate > POST_NORM_RATE:
+    if architecture.backbone in ("transformer-xl", "opt") and rate > POST_NORM_RATE:
         rate, rate_source = POST_NORM_RATE, "post-norm: Dai et al. 2019, arXiv 1901.02860, WikiText-103 base"
     batch = max(1, round(0.2920 * flops**0.3271 / window))
     steps = max(1, math.ceil(tokens / (batch * window)))

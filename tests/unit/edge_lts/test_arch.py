@@ -108,6 +108,18 @@ def test_decoder_formula_by_hand() -> None:
     assert small(d_embed=32).total_params == expected + 50257 * 32 + 2 * 32 * 64 + 1024 * 64
 
 
+def test_opt_counts_two_rows_of_positions_that_no_text_uses_and_no_final_norm() -> None:
+    opt = small(backbone="opt")
+    assert opt.decoder_params == small().decoder_params - 2 * 64
+    assert opt.parameter_count.position == (1024 + 2) * 64
+    layers = (LayerSpec(d_inner=4096, n_head=16),) * 24
+    published = small(
+        backbone="opt", d_model=1024, d_embed=512, layers=layers, vocab_size=50272, max_seq_len=2048
+    )  # facebook/opt-350m
+    assert published.total_params == 331_196_416
+    assert published.decoder_params == 302_309_376
+
+
 def test_id_is_the_same_for_ever() -> None:
     """A golden value: changing it orphans every ledger."""
     text = (

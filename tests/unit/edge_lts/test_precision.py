@@ -59,7 +59,7 @@ def test_a_precision_is_part_of_the_identity_and_goes_before_the_runs() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("backbone", ["gpt2", "transformer-xl"])
+@pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 def test_bytes_follow_the_precision(precision: str, backbone: str) -> None:
     arch, protocol = ARCH.replace(backbone=backbone), Protocol(precision=precision)
     wide = precision != "bfloat16"
@@ -73,7 +73,8 @@ def test_bytes_follow_the_precision(precision: str, backbone: str) -> None:
         assert places["decoder"] == WEIGHT_BYTES[precision] * count.decoder
         assert working_set_bytes(arch, protocol) == working_set_bytes(arch, Protocol()) * WEIGHT_BYTES[precision] // 4
     else:
-        norms_and_biases = 2 * 9 * 64 + 128 + 256 + 2 * 64 if backbone == "gpt2" else 2 * 7 * 64 + 128 + 256
+        per_layer, once = {"gpt2": (9, 2), "opt": (9, 0), "transformer-xl": (7, 0)}[backbone]
+        norms_and_biases = 2 * per_layer * 64 + 128 + 256 + once * 64
         assert places["decoder"] == count.decoder + 3 * norms_and_biases
         assert places["embedding"] == count.embedding + 4 * 1000
         assert working_set_bytes(arch, protocol) > working_set_bytes(arch, Protocol())
