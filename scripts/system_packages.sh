@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what the tests need beyond Python: a real sshd, and what an emulated arm64 board is made of.
+# Install what the tests need beyond Python: a real sshd, what an emulated arm64 board is made of, and a browser with a
+# font for the HTML report.
 #
 # Needs root and apt. Without them it prints what is missing and succeeds: the tests concerned then skip with a reason,
 # or fail if EDGE_LTS_REQUIRE names them. Installing starts no service: the tests start an sshd of their own.
@@ -8,10 +9,12 @@ set -eu
 PACKAGES='
 buildah
 ca-certificates
+chromium
 cpio
 debian-archive-keyring
 debootstrap
 e2fsprogs
+fonts-dejavu-core
 iproute2
 kmod
 openssh-client
@@ -34,7 +37,7 @@ missing_packages() {
 }
 
 missing_commands() {
-    for command in ssh sshd qemu-aarch64-static qemu-system-aarch64 debootstrap cpio depmod ip flock unshare nsenter buildah; do
+    for command in ssh sshd qemu-aarch64-static qemu-system-aarch64 debootstrap cpio depmod ip flock unshare nsenter buildah chromium; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null 2>&1 || printf '%s ' "$command"
     done
 }
@@ -71,8 +74,10 @@ had_sshd=$(dpkg-query --show --showformat='${db:Status-Status}' openssh-server 2
 log=$(mktemp)
 say "installing $missing"
 export DEBIAN_FRONTEND=noninteractive
-# shellcheck disable=SC2086  # a list of names, split on purpose
-if ! { apt-get update -qq && apt-get install -qq --no-install-recommends -y $missing; } >"$log" 2>&1; then
+# Of names that this distribution does not know (Ubuntu has no package chromium), the others are installed all the same.
+known() { for package in $missing; do ! apt-cache show "$package" >/dev/null 2>&1 || printf '%s ' "$package"; done; }
+# shellcheck disable=SC2046  # a list of names, split on purpose
+if ! { apt-get update -qq && apt-get install -qq --no-install-recommends -y $(known); } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     rm -f "$log"
     say "could not install $missing(see above); tests that need them are skipped"

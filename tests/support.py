@@ -16,7 +16,8 @@ def is_required(name: str) -> bool:
 def require(name: str, ok: object, reason: str) -> None:
     """Skip the running test with `reason` unless `ok`; fail instead when `name` is required.
 
-    `name` is what EDGE_LTS_REQUIRE calls the prerequisite: `torch`, `sshd` or `arm64`.
+    `name` is what EDGE_LTS_REQUIRE calls the prerequisite: `torch`, `sshd`, `arm64`, `chromium`,
+    `matplotlib` or `pandas`.
     """
     if ok:
         return

@@ -35,7 +35,7 @@ def shape(backbone: str = "gpt2", **changes: object) -> Architecture:
 
 VARIANTS = {
     f"{backbone}{name}": shape(backbone, **changes)
-    for backbone in ("gpt2", "transformer-xl")
+    for backbone in ("gpt2", "opt", "transformer-xl")
     for name, changes in {
         "": {},
         "-untied-narrow": {"tie_embeddings": False, "d_embed": 40},
@@ -44,7 +44,7 @@ VARIANTS = {
     }.items()
 }
 every_variant = pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS.keys())
-both_backbones = pytest.mark.parametrize("backbone", ["gpt2", "transformer-xl"])
+every_backbone = pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 
 
 def own(arch: Architecture) -> Any:
@@ -186,7 +186,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
             module.load_weights(theirs, tmp_path / f"{name}.pt")
 
 
-@both_backbones
+@every_backbone
 def test_the_example_runs(backbone: str, tmp_path: Path) -> None:
     write_torch(shape(backbone), tmp_path)
     done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -214,7 +214,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["gpt2", "transformer-xl", "transformer-xl-adaptive"])
+@pytest.fixture(scope="module", params=["gpt2", "opt-untied-narrow", "transformer-xl", "transformer-xl-adaptive"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, modules_cache: None) -> Path:
     """DIR of an export of weights that edge-lts's own model has."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -346,7 +346,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 # --- ONNX ---
 
 
-@pytest.mark.parametrize("name", ["gpt2-adaptive", "transformer-xl"])
+@pytest.mark.parametrize("name", ["gpt2-adaptive", "opt-untied-narrow", "transformer-xl"])
 def test_onnx_gives_the_results_of_edge_lts(name: str, tmp_path: Path) -> None:
     require("torch", has("onnx", "onnxscript", "onnxruntime"), "the extra `export` is not installed")
     import onnxruntime

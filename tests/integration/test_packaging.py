@@ -45,6 +45,7 @@ def test_the_wheel_holds_two_packages_and_their_data_and_nothing_else(wheel: Pat
         "edge_lts_host/builtin_targets/rpi5.toml",
         "edge_lts_host/builtin_spaces/lts-gpt2.toml",
         "edge_lts_host/data/wheels.lock.json",
+        *(f"edge_lts_host/report/html/{name}" for name in ("page.css", "chart.js", "page.js")),
     ):
         assert name in names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "edge_lts").rglob("*.py")}

@@ -29,6 +29,7 @@ VERBS = (
     "measure",
     "params",
     "clean",
+    "bench",
 )
 
 

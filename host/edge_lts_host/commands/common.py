@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from edge_lts_host.units import duration
@@ -11,12 +11,14 @@ from edge_lts_host.units import duration
 if TYPE_CHECKING:
     from edge_lts.errors import EdgeLtsError
     from edge_lts_host.fleet import Links, Result
+    from edge_lts_host.report.sides import Side
     from edge_lts_host.transport.ssh_config import SshOptions
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
+PAGE_FORMATS = (*FORMATS, "latex", "html")  # of verbs whose results are read as a page
 MAX_PARALLEL = 32
 
 
@@ -24,6 +26,13 @@ def add_output(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS
     """-o/--output, as `args.output`."""
     parser.add_argument(
         "-o", "--output", choices=formats, default=default, help=f"format on stdout (default: {default})"
+    )
+
+
+def add_plots(parser: argparse.ArgumentParser) -> None:
+    """--plots, as `args.plots` (or None)."""
+    parser.add_argument(
+        "--plots", metavar="DIR", help="draw pictures there, each as PNG and SVG (default: none; needs matplotlib)"
     )
 
 
@@ -124,6 +133,19 @@ def ssh_options(args: argparse.Namespace) -> SshOptions:
         port=args.port,
         is_interactive=sys.stdin.isatty() and sys.stderr.isatty(),
     )
+
+
+def draw_pictures(
+    folder: str, sides: Sequence[Side], *, across: Sequence[str] = (), letters: Mapping[str, str] | None = None
+) -> None:
+    """The pictures of these runs in `folder`, and a word about it. Raises UsageError without matplotlib."""
+    from pathlib import Path
+
+    from edge_lts_host.report import render
+    from edge_lts_host.report.plots import gallery
+
+    paths = gallery.draw(sides, Path(folder), across=across, letters=letters)
+    render.talk(f"{folder}: {len(paths) // 2} pictures, each as png and svg")
 
 
 def n_parallel(args: argparse.Namespace, n_hosts: int) -> int:

@@ -44,20 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         help="members of each frontier to time there, evenly spread, three processes each (default: 8)",
     )
+    common.add_plots(parser)
     common.add_ssh(parser)
-    common.add_output(parser)
+    common.add_output(parser, common.PAGE_FORMATS)
 
 
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host import store, transfers
     from edge_lts_host.errors import UsageError
     from edge_lts_host.report import across, across_pages, render
-    from edge_lts_host.report.sides import ACROSS
+    from edge_lts_host.report.sides import across_of, load_sides
 
-    free = [name.strip() for name in args.across.split(",") if name.strip()]
-    for name in free:
-        if name not in ACROSS:
-            raise UsageError(f"--across: {name!r:.40} cannot be set aside; only {', '.join(ACROSS)} can")
+    free = across_of(args.across)
     if args.levels < 1 or args.transfer_members < 1:
         raise UsageError("--levels and --transfer-members take a number of at least 1")
     folders = [store.resolve(run) for run in args.runs]
@@ -65,7 +63,16 @@ def run(args: argparse.Namespace) -> int:
         _transfer(args, folders, free)
     sessions = transfers.load_sessions([folder.run_id for folder in folders])
     data = across.build_comparison(folders, across=free, n_levels=args.levels, sessions=sessions)
-    render.emit(across_pages.comparison(data, args.output))
+    if args.plots or args.output == "html":
+        sides, letters = load_sides(folders), across_pages.letters(data)
+    if args.plots:
+        common.draw_pictures(args.plots, sides, across=free, letters=letters)
+    if args.output == "html":
+        from edge_lts_host.report.html import page
+
+        render.emit(page.comparison(data, sides, across_pages.comparison(data, "html"), free, letters))
+    else:
+        render.emit(across_pages.comparison(data, args.output))
     return 0
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", metavar="DIR", help="write model and training script of the best one there, with rate and batch"
     )
-    common.add_output(parser)
+    common.add_output(parser, common.PAGE_FORMATS)
 
 
 def run(args: argparse.Namespace) -> int:

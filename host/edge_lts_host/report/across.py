@@ -39,7 +39,13 @@ def build_comparison(
     sessions: Sequence[Session] = (),
 ) -> dict[str, Any]:
     """The comparison of these runs in the order given, each once. Raises UsageError where nothing can be compared."""
-    sides = load_sides(folders)
+    return compare_sides(load_sides(folders), across=across, n_levels=n_levels, sessions=sessions)
+
+
+def compare_sides(
+    sides: Sequence[Side], *, across: Collection[str], n_levels: int, sessions: Sequence[Session] = ()
+) -> dict[str, Any]:
+    """The same of what was read already."""
     groups = grouped(sides, across)
     for side in sides:
         latest = [one for one in sessions if one.onto == side.run_id]
@@ -57,6 +63,7 @@ def _summary(side: Side) -> dict[str, Any]:
         "run_id",
         "target",
         "host",
+        "boards",
         "device",
         "protocol",
         "state",
@@ -98,7 +105,8 @@ def _group(sides: Sequence[Side], n_levels: int, sessions: Sequence[Session]) ->
         data["quality"] = quality.name
         data["levels"] = _levels(sides, quality, costs, n_levels)
     data["hypervolume"] = hypervolume(sides, axes)
-    data["pairs"] = [pair(a, b, data) for a, b in itertools.combinations(sides, 2)]
+    combinations = list(itertools.combinations(sides, 2))
+    data["pairs"] = [pair(a, b, data, len(combinations)) for a, b in combinations]
     ids = {side.run_id for side in sides}
     found = [one for session in sessions if session.onto in ids for one in regrets(session) if one["from"] in ids]
     data["transfers"] = list({(one["from"], one["onto"]): one for one in found}.values())  # the newest of each

@@ -1,4 +1,4 @@
-"""A comparison (across.build_comparison) as table, md, csv, json or jsonl. Layout only."""
+"""A comparison (across.build_comparison) as table, md, latex, csv, json or jsonl, and the text of its html page."""
 
 from __future__ import annotations
 
@@ -47,29 +47,26 @@ def comparison(data: Mapping[str, Any], output: str) -> str:
         rows = [row for number, group in enumerate(data["groups"], 1) for row in _csv_rows(number, group)]
         return render.to_csv(rows, CSV_KEYS)
     runs = {run["run_id"]: run for run in data["runs"]}
-    letters = {run_id: _letter(index) for index, run_id in enumerate(runs)}
-    parts = [_runs_table(data, letters, output)]
+    short = letters(data)
+    parts = [_runs_table(data, short, output)]
     if len(data["groups"]) > 1:
-        parts.append(f"> {APART}" if output == "md" else APART)
+        parts.append(f"> {APART}" if output == "md" else render.paragraph(APART, output))
     for number, group in enumerate(data["groups"], 1):
         name = f"group {number}: " if len(data["groups"]) > 1 else ""
-        parts.append(_heading(f"{name}{_measured(group)}", output))
-        parts += _group(group, runs, letters, output)
+        parts.append(render.title(f"{name}{_measured(group)}", output, 1))
+        parts += _group(group, runs, short, output)
     if any(group["levels"] for group in data["groups"]):
-        parts.append(LEGEND)
+        parts.append(render.paragraph(LEGEND, output))
     return "\n\n".join(part for part in parts if part)
+
+
+def letters(data: Mapping[str, Any]) -> dict[str, str]:
+    """What each run is called in tables and pictures."""
+    return {run["run_id"]: _letter(index) for index, run in enumerate(data["runs"])}
 
 
 def _letter(index: int) -> str:
     return chr(ord("A") + index) if index < 26 else f"R{index + 1}"
-
-
-def _heading(text: str, output: str) -> str:
-    return f"## {render.markdown(text)}" if output == "md" else f"== {text} =="
-
-
-def _title(text: str, output: str) -> str:
-    return f"#### {render.markdown(text)}" if output == "md" else text
 
 
 def _measured(group: Mapping[str, Any]) -> str:
@@ -115,27 +112,29 @@ def _share(found: Mapping[str, Any] | None) -> str:
 
 def _group(group: Mapping[str, Any], runs: Mapping[str, Any], letters: Mapping[str, str], output: str) -> list[str]:
     if len(group["runs"]) == 1:
-        return [f"{letters[group['runs'][0]]} alone: nothing here measured like it."]
+        return [render.paragraph(f"{letters[group['runs'][0]]} alone: nothing here measured like it.", output)]
     parts = []
     if group["warnings"]:
         parts.append(render.bullets([render.text(text, 300) for text in group["warnings"]], output))
     if not group["levels"]:
-        parts.append("These frontiers share no range of sizes: no table side by side.")
+        parts.append(render.paragraph("These frontiers share no range of sizes: no table side by side.", output))
     else:
         parts += [_level_table(group, cost, runs, letters, output) for cost in group["levels"][0]["cells"]]
         parts.append(_who(group, letters, output))
     volume = group["hypervolume"]
     if volume is not None:
-        parts.append(
+        words = (
             f"volume: hypervolume over {', '.join(volume['axes'])} in logarithmic units, as a share of what all of "
             "these frontiers reach together;\nin brackets with all of a run's values at the bad or the good ends of "
             "their intervals at once."
         )
+        parts.append(render.paragraph(words, output))
     lines = [line for pair in group["pairs"] for line in _pair(pair, letters)]
-    parts.append(_title("Run against run", output) + "\n\n" + render.bullets(lines, output))
+    parts.append(render.title("Run against run", output) + "\n\n" + render.bullets(lines, output))
     parts += [_transfer(one, letters, output) for one in group["transfers"]]
     if not group["transfers"] and not any(runs[run_id]["is_emulated"] for run_id in group["runs"]):
-        parts.append("What one frontier loses on another's board was not measured: --transfer re-times it there.")
+        words = "What one frontier loses on another's board was not measured: --transfer re-times it there."
+        parts.append(render.paragraph(words, output))
     return parts
 
 
@@ -158,9 +157,9 @@ def _level_table(
         cells = level["cells"][cost]
         row = [render.objective(group["quality"], level["quality"])]
         row += [_cell(cost, cell) for cell in cells]
-        row += [_ratio(cell["ratio"]) for cell in cells[1:]] if has_ratios else []
+        row += [render.ratio(cell["ratio"]) for cell in cells[1:]] if has_ratios else []
         rows.append(row)
-    return f"{_title(heading, output)}\n\n{render.table(rows, headings, output)}"
+    return f"{render.title(heading, output)}\n\n{render.table(rows, headings, output)}"
 
 
 def _cell(cost: str, cell: Mapping[str, Any]) -> str:
@@ -172,16 +171,6 @@ def _cell(cost: str, cell: Mapping[str, Any]) -> str:
     words = f"{render.objective(cost, interval['low'])}, {render.objective(cost, interval['high'])}"
     signs = {"pi95": "[{}]", "ci95": "({})"}.get(interval["kind"], "±[{}]")
     return f"{render.objective(cost, value)} {signs.format(words)}"
-
-
-def _ratio(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    if found["is_different"] is None:
-        return "open"
-    if not found["is_different"]:
-        return "no difference"
-    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _who(group: Mapping[str, Any], letters: Mapping[str, str], output: str) -> str:
@@ -197,7 +186,7 @@ def _who(group: Mapping[str, Any], letters: Mapping[str, str], output: str) -> s
         for level in group["levels"]
     ]
     name = render.objective_heading(cost, is_emulated=False).split()[0]
-    return f"{_title(f'Who they are, by {name}', output)}\n\n{render.table(rows, headings, output)}"
+    return f"{render.title(f'Who they are, by {name}', output)}\n\n{render.table(rows, headings, output)}"
 
 
 # Run against run ------------------------------------------------------------------------------------------------------
@@ -280,7 +269,7 @@ def _transfer(found: Mapping[str, Any], letters: Mapping[str, str], output: str)
         ]
         for one in found["members"][:MEMBERS_SHOWN]
     ]
-    title = _title(f"{source}'s frontier on {onto} (re-timed {render.text(found['session'])})", output)
+    title = render.title(f"{source}'s frontier on {onto} (re-timed {render.text(found['session'])})", output)
     return f"{title}\n\n{render.table(rows, headings, output)}\n\n{render.bullets(_verdict(found, onto), output)}"
 
 

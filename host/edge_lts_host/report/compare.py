@@ -5,7 +5,8 @@ frontier.json never arrived, is reported as far as its ledger goes. Beyond the k
 `state`, `spent_s`, `n_failed`, `failures`, the `protocol` with its threads resolved, `is_emulated`, `warnings`,
 `health` (what the frontier says of its space, see `health`), `quality` (how undisturbed it measured, see `quality`),
 `drift` (how the machine's speed moved), `energy` (the meters), `energy_rejected` (records that a meter on the
-workstation gave no value for, by reason), `rank_changes` (who would stand elsewhere on one thread)
+workstation gave no value for, by reason), `rank_changes` (who would stand elsewhere on one thread),
+`knees` (beyond whom more size costs much more, see `knees`), `boards` (of a pool), `baselines` (see there), `own_cost`
 and `certificates` (how much faster anything in the space could be, of guided runs); each member its `split` and
 `energy`. `comparable` lists the runs that measured in the same way: numbers of runs in different lists are never
 compared.
@@ -23,11 +24,14 @@ from edge_lts.errors import EdgeLtsError, LedgerError
 from edge_lts.footprint import cache_bytes, place_bytes, precision_of
 from edge_lts.frontier import Member, members
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Protocol, RunSpec, central
-from edge_lts.speed import MIN_PROCESSES, anchors_of
+from edge_lts.speed import MIN_PROCESSES, anchors_of, at_pool_speed
 from edge_lts.stats import median, quantile
+from edge_lts_host.report.baselines import baselines
 from edge_lts_host.report.decode_time import rank_changes
 from edge_lts_host.report.energy import add_energy, workstation_values
 from edge_lts_host.report.health import genes_of, health
+from edge_lts_host.report.knees import knees
+from edge_lts_host.report.own_cost import own_cost
 from edge_lts_host.report.quality import quality
 from edge_lts_host.store import RunFolder
 
@@ -63,18 +67,23 @@ def report_run(folder: RunFolder, *, has_certificates: bool = True) -> dict[str,
     meters = add_energy(entries, evaluations, from_workstation)
     searched = [outcome for outcome in outcomes if outcome.purpose == "search"]
     failures = Counter(outcome.kind for outcome in searched if isinstance(outcome, Failure))
+    is_emulated = spec.is_emulated or bool(device is not None and device.is_emulated)
+    board = None if device is None else device.to_json()
+    spent_s = _spent(outcomes, status)
     return {
         "run_id": spec.run_id,
         "target": spec.target,
         "host": _text(meta.get("host")),
-        "device": None if device is None else device.to_json(),
+        "boards": _boards(meta),
+        "device": board,
         "spec": spec.to_json(),
         "state": _text(status.get("state")) or "unknown",
         "updated_at": _text(status.get("updated_at")),
         "reasons": [str(reason) for reason in status.get("reasons", []) if isinstance(reason, str)],
         "protocol": protocol.to_json(),
-        "is_emulated": spec.is_emulated or bool(device is not None and device.is_emulated),
-        "spent_s": _spent(outcomes, status),
+        "is_emulated": is_emulated,
+        "spent_s": spent_s,
+        "own_cost": own_cost(folder, spec, outcomes, spent_s),
         "n_measured": sum(isinstance(outcome, Evaluation) for outcome in searched),
         "n_failed": sum(failures.values()),
         "failures": dict(sorted(failures.items())),
@@ -86,15 +95,28 @@ def report_run(folder: RunFolder, *, has_certificates: bool = True) -> dict[str,
         "rank_changes": rank_changes(entries),
         "certificates": _certificates(spec, device, outcomes, protocol, definite) if has_certificates else [],
         "health": health([member.architecture for member in definite], genes_of(spec.space)),
+        "knees": knees(entries, spec.resolved_objectives, board),
+        "baselines": baselines(spec, outcomes, entries, board, is_emulated=is_emulated),
         "frontier": entries,
     }
 
 
+def _boards(meta: Mapping[str, Any]) -> list[str]:
+    """The boards of a pool; [] for a run on one."""
+    pool = meta.get("pool")
+    boards = pool.get("boards") if isinstance(pool, Mapping) else None
+    found = [one.get("name") for one in boards if isinstance(one, Mapping)] if isinstance(boards, list) else []
+    return [name for name in found if isinstance(name, str) and name]
+
+
 def _drift(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Per anchor: processes, median seconds, 10th and 90th percentile over the run's processes."""
+    """Per anchor: processes, median seconds, 10th and 90th percentile over the run's processes; in a pool at the speed
+    of its boards together, so that slower boards are no drift."""
     seen: dict[str, list[float]] = {}
     for outcome in outcomes:
-        for name, seconds in anchors_of(outcome).items() if isinstance(outcome, Evaluation) else ():
+        if not isinstance(outcome, Evaluation) or outcome.purpose == "baseline":  # whose anchors may be others
+            continue
+        for name, seconds in anchors_of(at_pool_speed(outcome)).items():
             seen.setdefault(name, []).append(seconds)
     return {
         name: {

@@ -68,7 +68,7 @@ def _errors(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def pages(reports: Sequence[dict[str, Any]], output: str) -> str:
-    """Cost reports as text or Markdown; json and jsonl carry everything."""
+    """Cost reports as text, Markdown or LaTeX; json and jsonl carry everything."""
     if output == "json":
         return render.dump_json({"schema_version": 1, "cost_models": list(reports)})
     if output == "jsonl":
@@ -79,14 +79,17 @@ def pages(reports: Sequence[dict[str, Any]], output: str) -> str:
 def _page(report: dict[str, Any], output: str) -> list[str]:
     rows = [(model["cost"], name, value) for model in report["models"] for name, value in _facts(model)]
     table = render.table([list(row) for row in rows], ("cost", "what", "value"), output)
-    parts = [render.text(report["run_id"]), table]
+    parts = [render.paragraph(render.text(report["run_id"]), output), table]
     if report["errors"]:
         cells = [
             [row["objective"], row["origin"], str(row["n"]), *(render.percent(row[key]) for key in _ERROR_KEYS)]
             for row in report["errors"]
         ]
         headings = ("objective", "members", "n", "bias", "median error", "90 % within")
-        parts += ["Predicted before measuring, against measured:", render.table(cells, headings, output)]
+        parts += [
+            render.paragraph("Predicted before measuring, against measured:", output),
+            render.table(cells, headings, output),
+        ]
     return parts
 
 

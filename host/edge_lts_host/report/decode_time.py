@@ -59,7 +59,7 @@ def section(run: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], output: 
             row.append(render.objective("decode_latency_s", number(parts.get("bandwidth_floor_s"))))
             row.append(render.percent(number(parts.get("dispatch_share"))))
         cells.append(row)
-    text = f"{'#### ' * (output == 'md')}{TITLE}\n\n{render.table(cells, headings, output)}"
+    text = f"{render.title(TITLE, output)}\n\n{render.table(cells, headings, output)}"
     notes = _notes(run)
     return text + ("\n\n" + render.bullets(notes, output) if notes else "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge_lts_host.report import render
+from edge_lts_host.report import own_cost, render
 
 # What a Protocol.comparison_key is made of, in words for a heading.
 PROTOCOL_KEYS = ("name", "prompt_tokens", "context_tokens", "logits", "threads", "precision", "heat", "method_version")
@@ -30,7 +30,7 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     quality = run["quality"]
     found = [
         ("target", render.text(run["target"])),
-        ("host", render.text(run["host"] or "this machine")),
+        ("host", where(run)),
         ("device", _device(device, has_governor=not (quality and quality["governors"]))),
         ("torch", f"{render.text(device.get('torch'))}, Python {render.text(device.get('python'))}"),
         ("protocol", protocol(run["protocol"])),
@@ -40,15 +40,29 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("measured", measured),
         ("budget", f"{render.duration(run['spent_s'])} of {render.duration(spec['budget_s'])}"),
+        *own_cost.lines(run),
         ("state", state),
     ]
     if run["drift"]:
         found.append(("speed", _drift(run["drift"])))
     if quality:
-        found.append(("health", health_line(quality, len(run["frontier"]))))
+        found.append(("health", health_line(quality, n_members(run))))
     if run["is_emulated"]:
         found.append(("note", render.EMULATED_NOTE))
     return found + [("warning", render.text(warning, 300)) for warning in run["warnings"]]
+
+
+def n_members(run: Mapping[str, Any]) -> int:
+    """Of the whole frontier, also where a filter left fewer."""
+    selection = run.get("selection")
+    return int(selection["n_frontier"]) if selection else len(run["frontier"])
+
+
+def where(run: Mapping[str, Any]) -> str:
+    """Where a run measured: its board, the boards of its pool, or this machine."""
+    if run.get("boards"):
+        return f"a pool of {len(run['boards'])} boards: {render.text(', '.join(run['boards']), 200)}"
+    return render.text(run["host"] or "this machine")
 
 
 def protocol(data: Mapping[str, Any]) -> str:

@@ -1,17 +1,19 @@
-"""A report (compare.build_report) as table, md, csv, json or jsonl. Layout only: render.py turns numbers into words."""
+"""A report (compare.build_report) as table, md, latex, csv, json or jsonl, and the text of its html page. Layout only:
+render.py turns numbers into words.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from edge_lts.objectives import OBJECTIVES
 from edge_lts.space_rules import VALIDATED
-from edge_lts_host.report import decode_time, render
+from edge_lts_host.report import baselines, decode_time, render, shapes
 from edge_lts_host.report.compare import outside_share
 from edge_lts_host.report.energy import meter_note, rejection_note
-from edge_lts_host.report.facts import facts, protocol
+from edge_lts_host.report.facts import facts, n_members, protocol
 from edge_lts_host.report.rows import CSV_KEYS as CSV_KEYS
 from edge_lts_host.report.rows import csv_row, value_keys
 
@@ -21,8 +23,11 @@ LEGEND = (
     "the median on this occasion. predicted: what guided search expected before it measured, and its error.\n"
     "outside: share in embedding and head, not in the decoder."
 )
+LEGEND_KNEE = "knee: beyond it, more size costs much more of that than before."
+BEHIND = "Behind these numbers"
 LEGEND_PROBABLY = "~: dominated by the medians, but with less than 95 % certainty; it may belong to the frontier."
 APART = "These runs measured differently; do not compare their numbers across the groups."
+NOTHING = "Nothing measured yet that satisfies the constraints."
 MEMBERS_SHOWN = 20
 MEMBERS_NAMED = 5
 
@@ -48,14 +53,14 @@ def _pages(data: Mapping[str, Any], output: str, members: int) -> str:
     groups = data["comparable"]
     parts = []
     if len(groups) > 1:
-        parts.append(f"> {APART}" if output == "md" else APART)
+        parts.append(f"> {APART}" if output == "md" else render.paragraph(APART, output))
     for number, group in enumerate(groups, 1):
         if len(groups) > 1:
-            how = protocol(runs[group[0]]["protocol"])
-            parts.append(f"## Group {number}: {how}" if output == "md" else f"== group {number}: {how} ==")
+            name = f"{'Group' if output == 'md' else 'group'} {number}: {protocol(runs[group[0]]['protocol'])}"
+            parts.append(render.title(name, output, 1))
         parts += [_page(runs[run_id], output, members) for run_id in group]
     if any(run["frontier"] for run in data["runs"]):
-        parts.append("\n".join(_legend(data["runs"])))
+        parts.append(render.paragraph("\n".join(_legend(data["runs"])), output))
     return "\n\n".join(parts)
 
 
@@ -63,36 +68,94 @@ def _legend(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the signs and columns mean that these runs have."""
     entries = [entry for run in runs for entry in run["frontier"]]
     lines = [LEGEND]
+    if any(run["knees"] for run in runs):
+        lines.append(LEGEND_KNEE)
     if any(entry["probably_dominated"] for entry in entries):
         lines.append(LEGEND_PROBABLY)
     if any(decode_time.framework(entry) for entry in entries):
         lines.append(decode_time.LEGEND)
+    if any(run.get("baselines") for run in runs):
+        lines.append(baselines.LEGEND)
     return lines
 
 
 def _page(run: Mapping[str, Any], output: str, members: int) -> str:
-    known = facts(run)
-    shown = _spread(run["frontier"], members)
-    if len(shown) < len(run["frontier"]):
-        known.append(("frontier", f"{len(shown)} of {len(run['frontier'])} members, evenly spread; --members 0: all"))
-    if output == "md":
-        head = f"### {render.text(run['run_id'])}\n\n{render.bullets([f'{k}: {v}' for k, v in known], output)}"
-    else:
-        width = max(len(name) for name, _ in known)
-        head = f"{render.text(run['run_id'])}\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in known)
+    known, whole = facts(run), run["frontier"]
+    shown = whole if output == "html" else _spread(whole, members, {one["arch_id"] for one in run["knees"]})
+    known += _selected(run, len(shown))
     frontier = run["frontier"]
     if not frontier:
-        return f"{head}\n\nNothing measured yet that satisfies the constraints."
+        why = "No member of the frontier is left." if run.get("selection") else NOTHING
+        parts = [_head(run, known, output), render.paragraph(why, output), baselines.section(run, output)]
+        return "\n\n".join(part for part in parts if part)
     headings, cells = _frontier_table(run, shown)
-    page = f"{head}\n\n{render.table(cells, headings, output)}"
-    notes = [f"energy: {meter_note(meter)}" for meter in run["energy"]]
+    spent = decode_time.section(run, shown, output)
+    notes = [_knee_note(one, run) for one in run["knees"] if any(it["arch_id"] == one["arch_id"] for it in frontier)]
+    notes += [
+        f"every member: {render.flag_words([flag])}"
+        for flag in _common_flags(run)
+        if not (spent and flag == "framework_bound")
+    ]
+    notes += [f"energy: {meter_note(meter)}" for meter in run["energy"]]
     notes += [f"energy: {rejection_note(run['energy_rejected'])}"] if run["energy_rejected"] else []
     notes += [_certificate_note(item, run) for item in run["certificates"]]
     notes += [_health_note(note, run) for note in run["health"]]
-    if notes:
-        page += f"\n\n{render.bullets(notes, output)}"
-    spent = decode_time.section(run, shown, output)
-    return f"{page}\n\n{spent}" if spent else page
+    behind = _behind_table(run, shown)
+    parts = [
+        _head(run, known, output),
+        render.table(cells, headings, output),
+        render.bullets(notes, output) if notes else "",
+        f"{render.title(BEHIND, output)}\n\n{render.table(behind[1], behind[0], output)}",
+        spent,
+        baselines.section(run, output),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(run: Mapping[str, Any], known: Sequence[tuple[str, str]], output: str) -> str:
+    name = render.title(render.text(run["run_id"]), output, 2)
+    if output == "table":
+        width = max(len(key) for key, _ in known)
+        return f"{name}\n" + "\n".join(f"  {key:<{width}}  {value}" for key, value in known)
+    return f"{name}\n\n{render.bullets([f'{key}: {value}' for key, value in known], output)}"
+
+
+def _selected(run: Mapping[str, Any], n_shown: int) -> list[tuple[str, str]]:
+    """What of the frontier the table shows, where that is not all of it in its own order."""
+    chosen, n_left = run.get("selection"), len(run["frontier"])
+    lines = []
+    if chosen:
+        what = f"{n_left} of {chosen['n_frontier']} members"
+        what += f" with {' and '.join(map(render.text, chosen['filters']))}" if chosen["filters"] else ""
+        lines.append(("selected", what + (f", sorted by {render.text(chosen['sort'])}" if chosen["sort"] else "")))
+    if n_shown < n_left:
+        lines.append(("frontier", f"{n_shown} of {n_left} members, evenly spread; --members 0: all"))
+    return lines
+
+
+def _knee_note(one: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """A knee as a sentence: who it is, and what size costs on both sides of it."""
+    entry = next(entry for entry in run["frontier"] if entry["arch_id"] == one["arch_id"])
+    name = _short_name(one["objective"])
+    text = f"knee by {name}: {render.text(one['arch_id'])}, {shapes.words(entry['architecture'])}"
+    if one["before"] is not None and one["after"] is not None:
+        text += (
+            f"; one percent more {_short_name(one['quality'])} costs {one['before']:.2g} % more {name} up to it, "
+            f"{one['after']:.2g} % beyond it"
+        )
+    if one["stability"] is None:
+        return f"{text}; too few intervals to say how firm it is"
+    return f"{text}; drawn anew within the intervals, it stays within 10 % of this in {one['stability']:.0%} of cases"
+
+
+def _short_name(objective: str) -> str:
+    return render.objective_heading(objective, is_emulated=False).split()[0]
+
+
+def _common_flags(run: Mapping[str, Any]) -> list[str]:
+    """Flags of every member: said once instead of in each row."""
+    members = run["frontier"]
+    return [flag for flag in members[0]["flags"] if all(flag in one["flags"] for one in members)] if members[1:] else []
 
 
 def _certificate_note(item: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -108,7 +171,7 @@ def _certificate_note(item: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 def _health_note(note: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """One entry of `health` as a sentence that names gene or rule, and the first members."""
     ids, is_low = note["members"], note["side"] == "low"
-    who = f"{len(ids)} of {len(run['frontier'])} members {'is' if len(ids) == 1 else 'are'}"
+    who = f"{len(ids)} of {n_members(run)} members {'is' if len(ids) == 1 else 'are'}"
     named = ", ".join(ids[:MEMBERS_NAMED]) + (f" and {len(ids) - MEMBERS_NAMED} more" * (len(ids) > MEMBERS_NAMED))
     if note["kind"] == "unvalidated":
         where = f"{'below' if is_low else 'above'} {render.count(note['value'])}"
@@ -128,42 +191,67 @@ def _remedy(note: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
     return "the space may be too small: --widen"
 
 
-def _spread(frontier: Sequence[Any], n: int) -> Sequence[Any]:
+def _spread(frontier: Sequence[Any], n: int, always: Collection[str] = ()) -> Sequence[Any]:
+    """`n` members evenly spread, ends included, and those that are `always` shown; 0: all."""
     if n == 0 or len(frontier) <= n:
         return frontier
     last = len(frontier) - 1
-    return [frontier[round(last * i / max(1, n - 1))] for i in range(n)]
+    chosen = {round(last * i / max(1, n - 1)) for i in range(n)}
+    chosen |= {index for index, one in enumerate(frontier) if always and one["arch_id"] in always}
+    return [frontier[index] for index in sorted(chosen)]
 
 
 def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
-    is_emulated = run["is_emulated"]
-    known = [*OBJECTIVES, *_own_objectives(run)]
-    names = [name for name in known if any(member["objectives"].get(name) is not None for member in frontier)]
-    has_time = any("decode_s" in member["split"] for member in frontier)
-    has_flags = any(member["flags"] for member in frontier)
-    searched = [name for name in names if name.endswith("_s") and name in run["spec"]["objectives"]]
-    predicted = [name for name in searched if any(name in member["predicted"] for member in frontier)]
-    telling_keys = _telling_keys(run)
+    """What a person chooses by: shape, size, costs, and marks."""
+    names = _measured_names(run, frontier)
+    telling_keys, common = _telling_keys(run), _common_flags(run)
+    marks = [_marks(run, member, common) for member in frontier]
     headings = ["arch_id", "layers x d_model", "d_inner", "heads", *telling_keys]
-    headings += [render.objective_heading(name, is_emulated=is_emulated) for name in names]
-    headings += [f"predicted {name.split('_')[0]}" for name in predicted]
-    headings += ["bytes outside"] + ["time outside"] * has_time + ["flags"] * has_flags
+    headings += [render.objective_heading(name, is_emulated=run["is_emulated"]) for name in names]
+    headings += ["marks"] * any(marks)
     cells = []
-    for member in frontier:
-        split = member["split"]
+    for member, mark in zip(frontier, marks, strict=True):
         row = [render.member(member), *_shape(member["architecture"])]
         row += [render.text(member["architecture"].get(key)) for key in telling_keys]
         row += [render.objective(name, member["objectives"].get(name)) for name in names]
+        cells.append(row + [mark] * any(marks))
+    return headings, cells
+
+
+def _marks(run: Mapping[str, Any], member: Mapping[str, Any], common: Sequence[str]) -> str:
+    knees = [_short_name(one["objective"]) for one in run["knees"] if one["arch_id"] == member["arch_id"]]
+    words = [f"knee ({', '.join(knees)})"] if knees else []
+    own = [flag for flag in member["flags"] if flag not in common]
+    return ", ".join([*words, render.flag_words(own)] if own else words)
+
+
+def _behind_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
+    """What a person checks: predictions, what lies outside the decoder, how often it was measured."""
+    searched = [
+        name for name in _measured_names(run, frontier) if name.endswith("_s") and name in run["spec"]["objectives"]
+    ]
+    predicted = [name for name in searched if any(name in member["predicted"] for member in frontier)]
+    has_time = any("decode_s" in member["split"] for member in frontier)
+    headings = ["arch_id", *(f"predicted {name.split('_')[0]}" for name in predicted), "bytes outside"]
+    headings += ["time outside"] * has_time + ["processes"]
+    cells = []
+    for member in frontier:
+        split = member["split"]
+        row = [render.member(member)]
         row += [
             render.predicted(name, member["predicted"].get(name), member["objectives"].get(name)) for name in predicted
         ]
         row.append(render.percent(outside_share(split["bytes"])))
         if has_time:
             row.append(render.percent(outside_share(split["decode_s"]) if "decode_s" in split else None))
-        if has_flags:
-            row.append(render.flag_words(member["flags"]))
-        cells.append(row)
+        cells.append([*row, render.text(member.get("n_processes"))])
     return headings, cells
+
+
+def _measured_names(run: Mapping[str, Any], frontier: Sequence[Any]) -> list[str]:
+    """The objectives that any of these has, searched or not."""
+    known = [*OBJECTIVES, *_own_objectives(run)]
+    return [name for name in known if any(member["objectives"].get(name) is not None for member in frontier)]
 
 
 def _shape(architecture: Mapping[str, Any]) -> tuple[str, str, str]:

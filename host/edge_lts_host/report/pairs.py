@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_lts.frontier import Frontier, Member
 from edge_lts.objectives import Objective
-from edge_lts.records import Evaluation
 from edge_lts.stats import median
 from edge_lts_host.report.intervals import Bounds, centre, is_firm, ratio
 from edge_lts_host.report.quality import LATENCIES
@@ -16,6 +14,7 @@ from edge_lts_host.report.ranks import Pair, rank_correlation
 from edge_lts_host.report.shapes import differing_genes
 from edge_lts_host.report.sides import Side, is_performance
 
+_MOST_RANKED, _LEAST_RANKED = 400, 60  # architectures
 _MARGIN = 1.1  # the reference point lies so far beyond the worst value
 
 
@@ -89,13 +88,14 @@ def _three(side: Side, axis: Objective, entry: Mapping[str, Any]) -> tuple[float
     return (middle, found.high, found.low) if axis.direction == "min" else (middle, found.low, found.high)
 
 
-def pair(a: Side, b: Side, group: Mapping[str, Any]) -> dict[str, Any]:
+def pair(a: Side, b: Side, group: Mapping[str, Any], n_pairs: int = 1) -> dict[str, Any]:
+    """What is said of two runs of a `group` with `n_pairs` pairs: the more pairs, the fewer architectures rank each."""
     is_emulated = a.is_emulated or b.is_emulated
     return {
         "a": a.run_id,
         "b": b.run_id,
         "ratios": _ratios(a, b, group),
-        "rank_correlation": {} if is_emulated else _correlations(a, b),
+        "rank_correlation": {} if is_emulated else _correlations(a, b, n_pairs),
         "genes": [] if is_emulated else differing_genes(*(_sized(side) for side in (a, b))),
         "n_common_members": len({one["arch_id"] for one in a.members} & {one["arch_id"] for one in b.members}),
     }
@@ -132,14 +132,19 @@ def _ratios(a: Side, b: Side, group: Mapping[str, Any]) -> dict[str, dict[str, A
     }
 
 
-def _correlations(a: Side, b: Side) -> dict[str, dict[str, Any]]:
-    """By latency: over every architecture that both boards measured, in a search or in a session of transfers."""
-    both = _measured(a).keys() & _measured(b).keys()
-    values = [_combined(side, both) for side in (a, b)]
+def _correlations(a: Side, b: Side, n_pairs: int) -> dict[str, dict[str, Any]]:
+    """By latency: over every architecture that both boards measured, in a search or in a session of transfers.
+
+    Of very many only some, because ranking is quadratic in them: those whose arch_id is first, which is as good as
+    drawn by lot.
+    """
+    most = max(_LEAST_RANKED, int(_MOST_RANKED / math.sqrt(n_pairs)))
+    both = sorted(a.measured_ids() & b.measured_ids())[:most]
+    values = [side.combined(both) for side in (a, b)]
     found = {}
     for name in LATENCIES:
         pairs = []
-        for arch_id in sorted(both):
+        for arch_id in both:
             one, other = (value[arch_id].to_json()["objectives"].get(name) for value in values)
             x, y = centre(one), centre(other)
             if x is not None and y is not None:
@@ -147,23 +152,3 @@ def _correlations(a: Side, b: Side) -> dict[str, dict[str, Any]]:
                 pairs.append(Pair(size, x, y, a.bounds(name, one), b.bounds(name, other)))
         found[name] = rank_correlation(pairs)
     return found
-
-
-def _measured(side: Side) -> dict[str, list[Evaluation]]:
-    """The processes of each architecture on that board; those on one thread beside the search apart."""
-    found: dict[str, list[Evaluation]] = {}
-    for outcome in (*side.outcomes, *side.transferred):
-        if isinstance(outcome, Evaluation) and outcome.purpose != "one_thread":
-            found.setdefault(outcome.architecture.arch_id, []).append(outcome)
-    return found
-
-
-def _combined(side: Side, arch_ids: Collection[str]) -> dict[str, Member]:
-    """One value for each architecture, at the board's usual speed."""
-    frontier = Frontier(side.spec.resolved_objectives)
-    measured = _measured(side)
-    for arch_id, processes in measured.items():
-        for process in processes:
-            frontier.add(arch_id, process)
-    chosen = [(arch_id, measured[arch_id]) for arch_id in sorted(arch_ids)]
-    return {member.arch_id: member for member in frontier.combine(chosen, LATENCIES)}

@@ -16,7 +16,7 @@ from typing import Any
 from edge_lts.arch import Architecture
 from edge_lts.frontier import members
 from edge_lts.objectives import OBJECTIVES, Constraint, Objective
-from edge_lts.records import Evaluation, Outcome, RunSpec
+from edge_lts.records import ASIDE, Evaluation, Outcome, RunSpec
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import compare
 from edge_lts_host.report.health import health
@@ -184,16 +184,14 @@ class _Chooser:
     def evidence(self, best: Entry | None) -> dict[str, Any]:
         """Where the numbers come from, and for the best one when, how often and how surely."""
         run = self.run
-        keys = ("target", "host", "device", "protocol", "state", "n_measured", "is_emulated", "quality")
+        keys = ("target", "host", "boards", "device", "protocol", "state", "n_measured", "is_emulated", "quality")
         data: dict[str, Any] = {key: run[key] for key in keys}
         if best is None:
             return data
         own = [
             one
             for one in self.outcomes
-            if isinstance(one, Evaluation)
-            and one.architecture.arch_id == best["arch_id"]
-            and one.purpose != "one_thread"
+            if isinstance(one, Evaluation) and one.architecture.arch_id == best["arch_id"] and one.purpose not in ASIDE
         ]
         data["measured_at"] = [one.measured_at for one in own]
         data["n_samples"] = {name: sum(len(one.samples.get(name, ())) for one in own) for name in own[0].samples}

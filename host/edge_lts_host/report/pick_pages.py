@@ -1,4 +1,4 @@
-"""A decision (pick.build_pick) as table, md, csv, json or jsonl. Layout only."""
+"""A decision (pick.build_pick) as table, md, latex, html, csv, json or jsonl. Layout only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from edge_lts.objectives import OBJECTIVES
 from edge_lts_host.report import render, shapes
-from edge_lts_host.report.facts import health_line, protocol
+from edge_lts_host.report.facts import health_line, protocol, where
+from edge_lts_host.report.html import page
 from edge_lts_host.report.loss_law import LAWS
 from edge_lts_host.report.rows import value_columns, value_keys
 
@@ -26,12 +27,13 @@ def pick(data: Mapping[str, Any], output: str) -> str:
         return _csv(chosen)
     if data["best"] is None:
         return ""
-    parts = [_verdict(data), _table(data, chosen, output)]
+    parts = [render.paragraph(_verdict(data), output), _table(data, chosen, output)]
     lines = [*(_cost(item, data) for item in data["limits_cost"]), *(_note(note, data) for note in data["notes"])]
     if lines:
         parts.append(render.bullets(lines, output))
-    parts.append(_title("Evidence", output) + "\n\n" + render.bullets(_evidence(data), output))
-    return "\n\n".join(parts)
+    parts.append(render.title("Evidence", output) + "\n\n" + render.bullets(_evidence(data), output))
+    text = "\n\n".join(parts)
+    return page.simple(f"edge-lts: pick of {render.text(data['run_id'])}", text) if output == "html" else text
 
 
 def nothing(data: Mapping[str, Any]) -> str:
@@ -49,10 +51,6 @@ def nothing(data: Mapping[str, Any]) -> str:
         hint = f"; nearest is {render.text(entry['arch_id'])} with {values}"
     sure = " with its whole interval" if data["only_sure"] else ""
     return f"{data['run_id']}: nothing that was measured keeps all limits{sure}: {'; '.join(parts)}{hint}"
-
-
-def _title(text: str, output: str) -> str:
-    return f"#### {text}" if output == "md" else text
 
 
 def _verdict(data: Mapping[str, Any]) -> str:
@@ -158,8 +156,7 @@ def _evidence(data: Mapping[str, Any]) -> list[str]:
     device = found["device"] or {}
     model = render.text(device.get("model") or device.get("cpu_model") or device.get("machine"))
     lines = [
-        f"measured on {model} ({render.text(found['host'] or 'this machine')}) with torch "
-        f"{render.text(device.get('torch'))}",
+        f"measured on {model} ({where(found)}) with torch {render.text(device.get('torch'))}",
         protocol(found["protocol"]),
         f"{found['n_measured']} architectures measured, this one in {best['n_processes']} "
         f"process{'es' * (best['n_processes'] != 1)}: {_times(found['measured_at'])}",

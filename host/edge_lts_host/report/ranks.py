@@ -53,12 +53,47 @@ def rank_correlation(pairs: Sequence[Pair]) -> dict[str, Any]:
     found["spearman"], found["kendall"] = spearman(a, b), kendall(a, b)
     rng = np.random.default_rng(_SEED)
     n = min(len(pairs), _MAX_DRAWN)
-    drawn = [rng.integers(0, len(pairs), n) for _ in range(_N_DRAWS)]
-    for name, measure in (("spearman", spearman), ("kendall", kendall)):
-        values = [value for rows in drawn if (value := measure(a[rows], b[rows])) is not None]
+    drawn = np.zeros((_N_DRAWS, len(pairs)))  # how often each architecture is in a draw
+    for row in drawn:
+        row += np.bincount(rng.integers(0, len(pairs), n), minlength=len(pairs))
+    for name, values in (("spearman", _spearmans(a, b, drawn)), ("kendall", _kendalls(a, b, drawn))):
         if found[name] is not None and len(values) > _N_DRAWS // 2:
             low, high = (float(bound) for bound in np.quantile(values, [0.025, 0.975]))
             found[f"{name}_ci95"] = [min(low, found[name]), max(high, found[name])]
+    return found
+
+
+def _spearmans(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
+    """Spearman's rho of each draw (a row of `drawn`, times that each architecture is in it); those without one left
+    out."""
+    import numpy as np
+
+    n = drawn.sum(axis=1)
+    deviations = []
+    for values in (a, b):
+        below = np.subtract.outer(values, values) > 0
+        equal = np.equal.outer(values, values)
+        ranks = drawn @ below.T.astype(float) + (drawn @ equal.astype(float) + 1) / 2  # ties at their mean rank
+        deviations.append(ranks - ((drawn * ranks).sum(axis=1) / n)[:, None])
+    x, y = deviations
+    scale = np.sqrt((drawn * x * x).sum(axis=1) * (drawn * y * y).sum(axis=1))
+    shared = (drawn * x * y).sum(axis=1)
+    found: Numbers = np.clip(shared[scale > 0] / scale[scale > 0], -1.0, 1.0)
+    return found
+
+
+def _kendalls(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
+    """tau-b of each draw, in the same way."""
+    import numpy as np
+
+    signs_a, signs_b = (np.sign(np.subtract.outer(one, one)) for one in (a, b))
+
+    def total(signs: Numbers) -> Numbers:
+        found: Numbers = ((drawn @ signs) * drawn).sum(axis=1)
+        return found
+
+    untied = np.sqrt(total(np.abs(signs_a)) * total(np.abs(signs_b)))
+    found: Numbers = total(signs_a * signs_b)[untied > 0] / untied[untied > 0]
     return found
 
 
@@ -93,20 +128,22 @@ def _pearson(a: Numbers, b: Numbers) -> float | None:
 
 def _decided(pairs: Sequence[Pair], *, near: bool) -> list[int]:
     """[pairs, those decided on both boards, of these in the same order]."""
-    n = decided = alike = 0
-    for index, one in enumerate(pairs):
-        for other in pairs[:index]:
-            if near and abs(one.size - other.size) >= NEAR * max(one.size, other.size):
-                continue
-            n += 1
-            order_a, order_b = _order(one.bounds_a, other.bounds_a), _order(one.bounds_b, other.bounds_b)
-            decided += order_a * order_b != 0
-            alike += order_a * order_b > 0
-    return [n, decided, alike]
+    import numpy as np
+
+    sizes = np.array([one.size for one in pairs])
+    counted = np.tri(len(pairs), k=-1, dtype=bool)
+    if near:
+        counted &= np.abs(np.subtract.outer(sizes, sizes)) < NEAR * np.maximum.outer(sizes, sizes)
+    both = _orders([one.bounds_a for one in pairs]) * _orders([one.bounds_b for one in pairs])
+    return [int(counted.sum()), int((both[counted] != 0).sum()), int((both[counted] > 0).sum())]
 
 
-def _order(one: Bounds | None, other: Bounds | None) -> int:
-    """1 where `one` is surely larger, -1 where surely smaller, 0 where that cannot be told."""
-    if one is None or other is None or not is_firm(one, other):
-        return 0
-    return (one.low > other.high) - (one.high < other.low)
+def _orders(bounds: Sequence[Bounds | None]) -> NDArray[np.int8]:
+    """For each two: 1 where the first is surely larger, -1 where surely smaller, 0 where that cannot be told."""
+    import numpy as np
+
+    sure = np.array([one is not None and is_firm(one) for one in bounds], dtype=bool)
+    low, high = (np.array([math.nan if one is None else one[side] for one in bounds]) for side in (0, 1))
+    found: NDArray[np.int8] = np.greater.outer(low, high).astype(np.int8) - np.less.outer(high, low).astype(np.int8)
+    found[~np.logical_and.outer(sure, sure)] = 0
+    return found

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_lts_host.errors import printable
+from edge_lts_host.report.markup import bullets as bullets
+from edge_lts_host.report.markup import markdown as markdown
+from edge_lts_host.report.markup import paragraph as paragraph
+from edge_lts_host.report.markup import table as table
+from edge_lts_host.report.markup import title as title
 
 Cell = Callable[[Any], str]
 
@@ -111,6 +116,24 @@ def duration(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def energy(value: float | None) -> str:
+    """Joules, from a kilojoule on as watt hours."""
+    if value is None:
+        return "-"
+    return f"{_short(value)} J" if value < 1000 else f"{_short(value / 3600)} Wh"
+
+
+def ratio(found: Mapping[str, Any] | None) -> str:
+    """What `intervals.ratio` found, with its interval where it is a difference."""
+    if found is None:
+        return "-"
+    if found["is_different"] is None:
+        return "open"
+    if not found["is_different"]:
+        return "no difference"
+    return f"{found['ratio']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def _short(value: float) -> str:
@@ -270,31 +293,6 @@ def record(data: Mapping[str, Any], output: str, columns: Columns) -> str:
 def dump_json(data: Any) -> str:
     """One JSON document: indented, and ASCII, so that nothing in it can drive a terminal."""
     return json.dumps(data, indent=2, allow_nan=False)
-
-
-def table(cells: Sequence[Sequence[str]], headings: Sequence[str], output: str) -> str:
-    """Text cells as a table; `md` gives GitHub's, its cells escaped."""
-    import tabulate
-
-    tabulate.MIN_PADDING = 0  # a heading's own width is enough: wide tables wrap in a terminal
-    if output == "md":
-        cells = [[markdown(cell) for cell in row] for row in cells]
-    formats = {"md": "github", "plain": "plain"}
-    return tabulate.tabulate(
-        cells, headers=list(headings), tablefmt=formats.get(output, "simple"), disable_numparse=True
-    )
-
-
-def bullets(lines: Sequence[str], output: str) -> str:
-    """Lines as a list; `md` escapes them."""
-    return "\n".join(f"- {markdown(line) if output == 'md' else line}" for line in lines)
-
-
-def markdown(text: str) -> str:
-    """Text that starts no HTML, code, link or column in a page that somebody may publish."""
-    for sign in ("\\", "`", "<", ">", "|"):
-        text = text.replace(sign, "\\" + sign)
-    return text.replace("](", "]\\(")
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:

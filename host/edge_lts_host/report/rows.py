@@ -63,6 +63,7 @@ CSV_KEYS = (
     "bytes_outside_decoder",
     "n_processes",
     "probably_dominated",
+    "knee",
     "flags",
 )
 
@@ -89,6 +90,7 @@ def csv_row(run: Mapping[str, Any], member: Mapping[str, Any]) -> dict[str, Any]
         "bytes_outside_decoder": outside_share(member["split"]["bytes"]),
         "n_processes": member.get("n_processes"),
         "probably_dominated": member["probably_dominated"],
+        "knee": [one["objective"] for one in run.get("knees", []) if one["arch_id"] == member["arch_id"]],
         "flags": member["flags"],
     }
     for name, value in member["objectives"].items():

@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from edge_lts.frontier import Frontier, Member
 from edge_lts.objectives import Objective
-from edge_lts.records import Evaluation, Outcome, RunSpec
+from edge_lts.records import ASIDE, DeviceInfo, Evaluation, Outcome, RunSpec
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import compare
 from edge_lts_host.report.intervals import Bounds, Widths, bounds, usual_widths
+from edge_lts_host.report.quality import LATENCIES
 from edge_lts_host.report.transfer import protocol_of
 from edge_lts_host.store import RunFolder
 
@@ -49,35 +51,77 @@ class Side:
     def is_emulated(self) -> bool:
         return bool(self.run["is_emulated"])
 
+    @property
+    def device_info(self) -> DeviceInfo | None:
+        return None if self.run["device"] is None else DeviceInfo.from_json(self.run["device"])
+
     def bounds(self, name: str, value: Any) -> Bounds | None:
         return bounds(name, value, self.widths, self.run["device"])
+
+    def measured_ids(self) -> set[str]:
+        """Every architecture that was measured on this board, but for those beside the search."""
+        return set(self._processes())
+
+    def combined(self, arch_ids: Collection[str]) -> dict[str, Member]:
+        """One value for each of these architectures, at the board's usual speed."""
+        frontier = Frontier(self.spec.resolved_objectives)
+        measured = self._processes()
+        for arch_id, processes in measured.items():
+            for process in processes:
+                frontier.add(arch_id, process)
+        chosen = [(arch_id, measured[arch_id]) for arch_id in sorted(arch_ids)]
+        return {member.arch_id: member for member in frontier.combine(chosen, LATENCIES)}
+
+    def _processes(self) -> dict[str, list[Evaluation]]:
+        found: dict[str, list[Evaluation]] = {}
+        for outcome in (*self.outcomes, *self.transferred):
+            if isinstance(outcome, Evaluation) and outcome.purpose not in ASIDE:
+                found.setdefault(outcome.architecture.arch_id, []).append(outcome)
+        return found
 
 
 def load_sides(folders: Sequence[RunFolder]) -> list[Side]:
     """The runs, in the order given, each once."""
     unique = {folder.path.resolve(): folder for folder in folders}
-    sides = []
-    for folder in unique.values():
-        run = compare.report_run(folder, has_certificates=False)
-        members = [entry for entry in run["frontier"] if not entry["probably_dominated"]]
-        widths = usual_widths(run["frontier"])
-        sides.append(Side(run=run, spec=folder.read_spec(), outcomes=folder.outcomes(), members=members, widths=widths))
+    sides = [side_of(folder) for folder in unique.values()]
     if len(sides) < 2:
         raise UsageError("compare takes two runs or more; edge-lts report shows one")
     return sides
 
 
+def side_of(folder: RunFolder, run: dict[str, Any] | None = None) -> Side:
+    """One run, also by itself; `run` is its entry in a report where that was made already."""
+    if run is None:
+        run = compare.report_run(folder, has_certificates=False)
+    members = [entry for entry in run["frontier"] if not entry["probably_dominated"]]
+    widths = usual_widths(run["frontier"])
+    return Side(run=run, spec=folder.read_spec(), outcomes=folder.outcomes(), members=members, widths=widths)
+
+
+def across_of(text: str) -> list[str]:
+    """The names in --across A,B. Raises UsageError for what cannot be set aside."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ACROSS:
+            raise UsageError(f"--across: {name!r:.40} cannot be set aside; only {', '.join(ACROSS)} can")
+    return names
+
+
+def partition(sides: Sequence[Side], across: Collection[str] = ()) -> list[list[Side]]:
+    """Runs that measured alike, `across` set aside, together; in the order given."""
+    free = _free(sides, across)
+    groups: dict[tuple[Any, ...], list[Side]] = {}
+    for side in sides:
+        key = tuple(value for name, value in _key(side).items() if name not in free)
+        groups.setdefault(key, []).append(side)
+    return list(groups.values())
+
+
 def grouped(sides: Sequence[Side], across: Collection[str]) -> list[list[Side]]:
     """Runs that may be compared. Raises UsageError, saying what differs, where each stands alone."""
-    free = set(across)
-    if all(side.spec.protocol.threads == 0 for side in sides):
-        free.add("threads")
-    groups: dict[tuple[Any, ...], list[Side]] = {}
-    keys: list[dict[str, Any]] = []
-    for side in sides:
-        keys.append(dict(zip(KEY_NAMES, protocol_of(side.run).comparison_key, strict=True)))
-        groups.setdefault(tuple(value for name, value in keys[-1].items() if name not in free), []).append(side)
-    if all(len(group) == 1 for group in groups.values()):
+    groups = partition(sides, across)
+    if all(len(group) == 1 for group in groups):
+        free, keys = _free(sides, across), [_key(side) for side in sides]
         differing = {name: {key[name] for key in keys} for name in KEY_NAMES if name not in free}
         words = [
             f"{name} {', '.join(sorted(map(str, values)))}" for name, values in differing.items() if len(values) > 1
@@ -87,7 +131,16 @@ def grouped(sides: Sequence[Side], across: Collection[str]) -> list[list[Side]]:
         raise UsageError(
             f"these runs measured differently, so their numbers say nothing together: {'; '.join(words)}{hint}"
         )
-    return list(groups.values())
+    return groups
+
+
+def _free(sides: Sequence[Side], across: Collection[str]) -> set[str]:
+    """What may differ; threads, too, where every run left them to its board."""
+    return {*across, *(["threads"] if all(side.spec.protocol.threads == 0 for side in sides) else [])}
+
+
+def _key(side: Side) -> dict[str, Any]:
+    return dict(zip(KEY_NAMES, protocol_of(side.run).comparison_key, strict=True))
 
 
 def shared_axes(sides: Sequence[Side]) -> list[Objective]:
@@ -108,7 +161,7 @@ def is_performance(name: str) -> bool:
 
 def differing(sides: Sequence[Side]) -> dict[str, dict[str, Any]]:
     """What of the key differs inside the group, by run."""
-    keys = {side.run_id: dict(zip(KEY_NAMES, protocol_of(side.run).comparison_key, strict=True)) for side in sides}
+    keys = {side.run_id: _key(side) for side in sides}
     return {
         name: {run_id: key[name] for run_id, key in keys.items()}
         for name in KEY_NAMES

@@ -29,7 +29,7 @@ def shape(**changes: object) -> Architecture:
 
 VARIANTS = [
     shape(backbone=backbone, embedding_factor=factor, cutoffs=(50, 100), d_embed=width, tie_embeddings=is_tied)
-    for backbone in ("gpt2", "transformer-xl")
+    for backbone in ("gpt2", "opt", "transformer-xl")
     for factor, width in ((1, 64), (1, 40), (4, 64))
     for is_tied in (True, False)
 ]

@@ -21,27 +21,31 @@ HEAVY = ("torch", "paramiko", "serial", "numpy", "moocore", "tabulate")
 
 # Rooms of the board that may import torch, and that the host must therefore never import.
 TORCH_ROOMS = ("edge_lts.model", "edge_lts.profile", "edge_lts.evaluator")
-# The only files that know verbs and arguments; waiting.py is shared by the verbs that wait for a run.
-COMMAND_LINE = ("cli.py", "__main__.py", "commands/", "waiting.py")
+# The only files that know verbs and arguments; waiting.py is shared by the verbs that wait, api.py calls them.
+COMMAND_LINE = ("cli.py", "__main__.py", "commands/", "waiting.py", "api.py")
 # What each third-party library may be imported by; `host/edge_lts_host/` is left out.
 HOST_LIBRARIES = {
     "numpy": (
         "spaces.py",
+        "index/",
         "meters/alignment.py",
         "pool/parts.py",
+        "report/along.py",
+        "report/knees.py",
         "report/pairs.py",
         "report/ranks.py",
         "report/shapes.py",
         "report/transfer.py",
     ),
-    "tabulate": ("report/render.py",),
+    "tabulate": ("report/markup.py",),
     "platformdirs": ("store.py", "wheelhouse.py"),
     "tomli": ("toml_files.py",),
     "paramiko": ("transport/ssh",),
     # paramiko's own dependency: to silence its warnings about old ciphers, and for what one meter encrypts
     "cryptography": ("transport/ssh", "meters/tc66c.py"),
     "serial": ("transport/serial", "meters/port.py"),
-    "moocore": ("report/",),
+    "moocore": ("report/", "index/boards.py"),
+    "matplotlib": ("report/plots/",),
     "dask": ("pool/crew.py",),
     "distributed": ("pool/crew.py",),
 }

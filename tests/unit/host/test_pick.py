@@ -241,8 +241,9 @@ def test_a_recipe_follows_its_sources() -> None:
     assert recipes.recipe(arch)["tokens"] == 20 * arch.total_params
 
 
-def test_post_norm_gets_the_rate_of_its_own_paper() -> None:
-    made = recipes.recipe(architecture(4, 256, 1024).replace(backbone="transformer-xl"), 1e8)
+@pytest.mark.parametrize("backbone", ["opt", "transformer-xl"])
+def test_post_norm_gets_the_rate_of_its_own_paper(backbone: str) -> None:
+    made = recipes.recipe(architecture(4, 256, 1024).replace(backbone=backbone), 1e8)
     assert made["learning_rate"] == 2.5e-4
     assert "Dai et al. 2019" in made["sources"]["learning_rate"]
 
