@@ -27,6 +27,20 @@ pytestmark = [pytest.mark.arm64, pytest.mark.timeout(1800), pytest.mark.long]
 
 PYTHON = "3.11"  # Debian 12's
 N_CANDIDATES = 12
+# Twelve members in all, one megabyte or more apart where the frontier is decided: emulated memory scatters by a tenth.
+APART = """
+name = "apart"
+description = "12 decoders of one layer whose memory is far apart"
+backbone = "gpt2"
+[genes]
+n_layer = [1]
+d_model = [64, 160, 320, 512]
+d_inner = [64, 2048, 6144]
+n_head = [2]
+[fixed]
+vocab_size = 8192
+max_seq_len = 64
+"""
 FASTER = 0.8
 N_TRIES = 3
 # What does not depend on speed, so that both searches have one frontier.
@@ -92,7 +106,9 @@ def members(run: dict[str, Any]) -> set[str]:
 
 
 def test_two_boards_find_the_frontier_of_one_in_less_time(lab: Lab) -> None:
-    most = ["--max-candidates", str(N_CANDIDATES)]
+    space = lab.home / "apart.toml"
+    space.write_text(APART)
+    most = ["--space", str(space), "--max-candidates", str(N_CANDIDATES)]
     ratios = []
     for _ in range(N_TRIES):
         alone_id = f"alone{len(ratios)}"
@@ -149,7 +165,7 @@ def test_the_search_survives_a_cut_cable(lab: Lab, lost: int) -> None:
 
 def test_the_search_survives_a_pulled_plug(lab: Lab) -> None:
     run = lab.home / "runs" / "plug"
-    process = lab.pool("--strategy", "random", "--threads", "1", "--max-candidates", "10", "--run-id", run.name)
+    process = lab.pool(*SAME, "--max-candidates", "10", "--run-id", run.name)
     try:
         lab.wait_for(lambda: len(records(run)) >= 3, "three measurements")
         lab.boards[1].power_off()
