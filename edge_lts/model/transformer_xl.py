@@ -19,7 +19,8 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -213,17 +214,24 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One post-norm decoder layer, from its spec alone."""
+    """One post-norm decoder layer, from its spec alone; `opt.py` has it with another attention."""
 
-    def __init__(self, d_model: int, spec: LayerSpec, parts: Parts) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        spec: LayerSpec,
+        parts: Parts,
+        attention: Callable[[int, int, Parts], nn.Module] = RelativeAttention,
+    ) -> None:
         super().__init__()
-        self.attention = RelativeAttention(d_model, spec.n_head, parts)
+        self.attention = attention(d_model, spec.n_head, parts)
         self.attention_norm = nn.LayerNorm(d_model)
         self.feed_forward = FeedForward(d_model, spec.d_inner, parts)
         self.feed_forward_norm = nn.LayerNorm(d_model)
 
-    def forward(self, x_BTD: Tensor, memory: LayerMemory | None, future_TS: Tensor | None) -> Tensor:
-        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, memory, future_TS))
+    def forward(self, x_BTD: Tensor, *past: Any) -> Tensor:
+        """`past` is what the attention takes beside its input."""
+        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, *past))
         y_BTD: Tensor = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
         return y_BTD
 
