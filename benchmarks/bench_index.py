@@ -24,14 +24,18 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, where, where_line, write_result
 
 from edge_lts.arch import Architecture, LayerSpec
-from edge_lts.records import DeviceInfo, Evaluation, Measurement, Protocol, RunSpec
+from edge_lts.records import Evaluation, Measurement, Protocol, RunSpec
 from edge_lts.stats import summarise
+
+sys.path.insert(0, str(ROOT))
+from tests.unit.host.sample_runs import RPI5
 
 LIMIT_S, LIMIT_BYTES, LIMIT_RATE = 3.0, 500e6, 50e6
 SCRIPT = [sys.executable, "-c", "import sys; from edge_lts_host.__main__ import main; sys.exit(main())"]
@@ -152,26 +156,7 @@ def write_run(root: str, number: int, n_measurements: int, n_shared: int) -> int
     folder.mkdir(parents=True)
     space = {"name": "pretended", "backbone": "gpt2"}
     spec = RunSpec(run_id=run_id, space=space, budget_s=10800.0, target="arm64", protocol=PROTOCOL, strategy="guided")
-    device = DeviceInfo(
-        model=model,
-        machine="aarch64",
-        kernel="6.12",
-        cpu_model=cpu,
-        cpu_features=("asimd",),
-        n_cores=4,
-        memory_total_bytes=8 << 30,
-        memory_available_bytes=7 << 30,
-        page_size_bytes=4096,
-        governor="ondemand",
-        python="3.11.2",
-        python_bits=64,
-        platform="linux-aarch64",
-        libc="glibc 2.36",
-        torch="2.9.1+cpu",
-        numpy="2.2.6",
-        boot_id=None,
-        is_emulated=False,
-    )
+    device = replace(RPI5, model=model, cpu_model=cpu, boot_id=None)
     (folder / "spec.json").write_text(json.dumps(spec.to_json()))
     (folder / "device.json").write_text(json.dumps(device.to_json()))
     own: list[Architecture] = []

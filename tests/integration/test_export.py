@@ -20,7 +20,7 @@ from tests.support import require
 
 torch = pytest.importorskip("torch")
 
-from edge_lts.model import build_model  # noqa: E402  (after the check that torch is there)
+from tests.models import filled  # noqa: E402  (after the check that torch is there)
 
 pytestmark = pytest.mark.torch
 
@@ -47,16 +47,6 @@ every_variant = pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS.
 every_backbone = pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
 
 
-def own(arch: Architecture) -> Any:
-    """edge-lts's model, every parameter of which matters for the result."""
-    model = build_model(arch)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.1, generator=generator)
-    return model
-
-
 def load(folder: Path) -> ModuleType:
     """model.py of an exported folder as a module of its own."""
     spec = importlib.util.spec_from_file_location(f"exported_{abs(hash(folder))}", folder / "model.py")
@@ -70,7 +60,7 @@ def load(folder: Path) -> ModuleType:
 
 def pair(arch: Architecture, folder: Path) -> tuple[Any, Any]:
     """(edge-lts's model, the exported one with its weights)."""
-    ours = own(arch)
+    ours = filled(arch)
     write_torch(arch, folder)
     module = load(folder)
     torch.save(ours.state_dict(), folder / "weights.pt")
@@ -219,7 +209,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """DIR of an export of weights that edge-lts's own model has."""
     folder = tmp_path_factory.mktemp(request.param)
     arch = VARIANTS[request.param]
-    torch.save(own(arch).state_dict(), folder / "own.pt")
+    torch.save(filled(arch).state_dict(), folder / "own.pt")
     (written,) = export(arch, folder, ("hf",), checkpoint=folder / "own.pt")
     assert written.checked["n_positions"] == 36
     return folder
@@ -239,7 +229,7 @@ def test_hugging_face_gives_the_results_of_edge_lts(folder: Path) -> None:
     from safetensors.torch import load_file
 
     model, arch = pretrained(folder / "hf"), arch_of(folder / "hf")
-    ours = own(arch)
+    ours = filled(arch)
     tokens = some_tokens(20, batch=2)
     with torch.no_grad():
         output = model(tokens, labels=tokens)
@@ -278,10 +268,10 @@ def test_it_generates_with_a_cache_what_it_generates_without(folder: Path) -> No
 
 def test_a_transformer_xl_generates_beyond_its_memory(tmp_path: Path, modules_cache: None) -> None:
     arch = shape("transformer-xl", max_seq_len=8)
-    torch.save(own(arch).state_dict(), tmp_path / "own.pt")
+    torch.save(filled(arch).state_dict(), tmp_path / "own.pt")
     export(arch, tmp_path, ("hf",), checkpoint=tmp_path / "own.pt")
     prompt = some_tokens(5)
-    ours, memory, new = own(arch), own(arch).new_cache(), prompt
+    ours, memory, new = filled(arch), filled(arch).new_cache(), prompt
     expected = prompt
     with torch.no_grad():
         for _ in range(20):
@@ -337,7 +327,7 @@ def test_trainer_trains_it_and_what_it_saves_loads_and_exports(folder: Path, tmp
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     require("torch", has("transformers", "safetensors"), "the extra `export` is not installed")
-    torch.save(own(shape("gpt2", max_seq_len=16)).state_dict(), tmp_path / "own.pt")
+    torch.save(filled(shape("gpt2", max_seq_len=16)).state_dict(), tmp_path / "own.pt")
     with pytest.raises(HostError, match=r"hf: .*1 weights do not fit this architecture, the first 'position_embedding"):
         export(shape("gpt2"), tmp_path / "x", ("hf",), checkpoint=tmp_path / "own.pt")
     assert list((tmp_path / "x").iterdir()) == []
@@ -351,7 +341,7 @@ def test_onnx_gives_the_results_of_edge_lts(name: str, tmp_path: Path) -> None:
     require("torch", has("onnx", "onnxscript", "onnxruntime"), "the extra `export` is not installed")
     import onnxruntime
 
-    arch, ours = VARIANTS[name], own(VARIANTS[name])
+    arch, ours = VARIANTS[name], filled(VARIANTS[name])
     torch.save(ours.state_dict(), tmp_path / "own.pt")
     (written,) = export(arch, tmp_path, ("onnx",), checkpoint=tmp_path / "own.pt")
     assert written.checked["n_positions"] == 20

@@ -13,6 +13,7 @@ torch = importlib.import_module("torch") if is_required("torch") else pytest.imp
 
 from edge_lts.model import build_model  # noqa: E402  (after the check that torch is there)
 from edge_lts.profile.weights import fill_weights  # noqa: E402
+from tests.models import filled  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -20,16 +21,6 @@ pytestmark = pytest.mark.torch
 def tiny(**changes: object) -> Architecture:
     layers = (LayerSpec(d_inner=96, n_head=2), LayerSpec(d_inner=128, n_head=4), LayerSpec(d_inner=200, n_head=8))
     return Architecture(backbone="gpt2", d_model=64, layers=layers, vocab_size=211, max_seq_len=48).replace(**changes)
-
-
-def filled(arch: Architecture, *, std: float = 0.1):
-    """A model whose every parameter matters for the result: larger values than GPT-2's own."""
-    model = build_model(arch)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, std, generator=generator)
-    return model
 
 
 def some_tokens(arch: Architecture, n: int, *, batch: int = 1, seed: int = 3):

@@ -17,6 +17,7 @@ torch = importlib.import_module("torch") if is_required("torch") else pytest.imp
 
 from edge_lts.model import build_model  # noqa: E402  (after the check that torch is there)
 from edge_lts.profile.weights import fill_weights  # noqa: E402
+from tests.models import filled  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -31,15 +32,6 @@ def tiny(**changes: object) -> Architecture:
 def opt_350m() -> Architecture:
     (found,) = resolve(["opt-350m"], {"backbone": "gpt2"})
     return found.architecture
-
-
-def filled(arch: Architecture) -> Any:
-    model = build_model(arch)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.1, generator=generator)
-    return model
 
 
 def some_tokens(n: int, batch: int = 2) -> Any:
