@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     if args.transfer:
         _transfer(args, folders, free)
     sessions = transfers.load_sessions([folder.run_id for folder in folders])
-    data = across.build_comparison(folders, across=free, n_levels=args.levels, sessions=sessions)
-    if args.plots or args.output == "html":
-        sides, letters = load_sides(folders), across_pages.letters(data)
+    sides = load_sides(folders)
+    data = across.compare_sides(sides, across=free, n_levels=args.levels, sessions=sessions)
+    letters = across_pages.letters(data)
     if args.plots:
         common.draw_pictures(args.plots, sides, across=free, letters=letters)
     if args.output == "html":
