@@ -120,10 +120,7 @@ class Command:
             self.child.wait()
         elif self.child.poll() is None:
             return
-        if not is_listening:
-            self.quiet_s = 0.0
-        else:
-            self.quiet_s = self.quiet_s or now
+        self.quiet_s = (self.quiet_s or now) if is_listening else 0.0
         if not self.outputs or self.kill_s or (is_listening and now - self.quiet_s >= LINGER_S):
             code = self.child.returncode
             self.status = code if code >= 0 else 128 - code
