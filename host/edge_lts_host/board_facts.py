@@ -49,6 +49,7 @@ class BoardFacts:
     staged: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     installed: dict[str, str | None] = field(default_factory=dict)
+    has_lzma: bool = True
 
     @classmethod
     def from_json(cls, where: str, data: Mapping[str, Any]) -> BoardFacts:
@@ -62,7 +63,7 @@ class BoardFacts:
             **dict.fromkeys(("memory_total_bytes", "memory_available_bytes", "uid"), (int, type(None))),
             **dict.fromkeys(("root", "environments", "agents", "installed"), (dict,)),
             **dict.fromkeys(("staged", "runs"), (list,)),
-            "is_emulated": (bool,),
+            **dict.fromkeys(("is_emulated", "has_lzma"), (bool,)),
         }
         for name, allowed in kinds.items():
             if name not in data or not isinstance(data[name], allowed):
@@ -121,7 +122,7 @@ class BoardFacts:
 
 
 def check_userland(facts: BoardFacts) -> None:
-    """Refuse what can never run the agent: system, bits, Python, libc. Raises PreflightError."""
+    """Refuse what can never run the agent: system, bits, Python, libc, lzma. Raises PreflightError."""
     if facts.system != "Linux":
         raise PreflightError(
             f"this host runs {facts.system}, a board has to run Linux",
@@ -152,6 +153,11 @@ def check_userland(facts: BoardFacts) -> None:
         raise PreflightError(
             f"the board has glibc {facts.glibc[0]}.{facts.glibc[1]}, torch's wheels need 2.28",
             "upgrade its system (Debian 11 or newer)",
+        )
+    if not facts.has_lzma:
+        raise PreflightError(
+            f"{facts.executable} was built without lzma, in which the agent is packed",
+            "use the system's: --python /usr/bin/python3; or build that one again with liblzma-dev installed",
         )
 
 

@@ -1,15 +1,16 @@
 r"""The payload: `edge_lts/**/*.py` and a `__main__.py` that imports it as one zipapp, the same bytes from a wheel or a
 checkout.
 
-All sources are one member, a JSON object of names and texts, because compressed together they take a quarter less than
-one by one (docs/decisions/0005-one-member-payload.md); `onboard/agent_main.py` imports from it.
+All sources are one member, a JSON object of names and texts compressed by LZMA, because together they take a third less
+than one by one (docs/decisions/0005-one-member-payload.md, 0006-lzma-payload.md); `onboard/agent_main.py` imports from
+it.
 
 Comments and docstrings stay here: they are half of the sources, nothing reads them on the board, and a serial line is
 slow. What is left keeps its line numbers, so a traceback from a board still points into the checkout. Entries are
 sorted by name and carry the earliest timestamp zip knows, mode 0644 and no extra fields; only the sources count. Two
-builds of zlib (zlib, zlib-ng) may compress the same sources to different bytes. That is accepted: the name is the hash
-of the bytes, so anybody can check it with sha256sum, and a workstation with another zlib pushes the agent once more,
-beside the first, and never mistakes one for the other. What decides whether numbers may be compared is
+versions of liblzma may compress the same sources to different bytes. That is accepted: the name is the hash of the
+bytes, so anybody can check it with sha256sum, and a workstation with another liblzma pushes the agent once more, beside
+the first, and never mistakes one for the other. What decides whether numbers may be compared is
 `METHOD_VERSION`, not this hash.
 """
 
@@ -21,9 +22,9 @@ import importlib.util
 import io
 import itertools
 import json
+import sys
 import tokenize
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from edge_lts_host import onboard
 from edge_lts_host.errors import HostError
 
 MAX_PAYLOAD_BYTES = 128 * 1024
-SOURCES = "edge_lts.json"
+SOURCES = "edge_lts.json.xz"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
 
@@ -65,17 +66,15 @@ def build_payload(source: Path | None = None) -> Payload:
         for path in folder.rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    files = {
-        SOURCES: json.dumps(sources, sort_keys=True, ensure_ascii=False, indent=0).encode("utf-8"),
-        "__main__.py": strip_talk(onboard.source("agent_main")),
-    }
+    text = json.dumps(sources, sort_keys=True, ensure_ascii=False, indent=0)
+    files = {SOURCES: _compressed(text.encode("utf-8")), "__main__.py": strip_talk(onboard.source("agent_main"))}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=zlib.Z_BEST_COMPRESSION) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, date_time=_EARLIEST)
             info.create_system = 3  # Unix, also on macOS: it says how to read the mode
             info.external_attr = _MODE << 16
-            info.compress_type = zipfile.ZIP_DEFLATED
+            info.compress_type = zipfile.ZIP_STORED if name == SOURCES else zipfile.ZIP_DEFLATED
             archive.writestr(info, files[name])
     data = buffer.getvalue()
     if len(data) > MAX_PAYLOAD_BYTES:
@@ -83,6 +82,18 @@ def build_payload(source: Path | None = None) -> Payload:
             f"the payload has {len(data)} bytes, more than {MAX_PAYLOAD_BYTES}: is there anything else in {folder}?"
         )
     return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+@functools.lru_cache(maxsize=2)
+def _compressed(text: bytes) -> bytes:
+    try:
+        import lzma
+    except ImportError as exc:
+        raise HostError(
+            f"the Python at {sys.executable} was built without lzma, which packs the agent: use one that has it, such "
+            "as the system's own"
+        ) from exc
+    return lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
 
 
 @functools.lru_cache(maxsize=512)  # pure, and a process may build the payload more than once

@@ -33,6 +33,7 @@ PROBE: dict[str, Any] = {
     "kernel": "6.1.0",
     "libc": "glibc 2.36",
     "is_emulated": False,
+    "has_lzma": True,
     "board_model": "Raspberry Pi 5 Model B Rev 1.0",
     "cpu_model": None,
     "n_cores": 4,

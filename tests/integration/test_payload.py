@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def test_it_is_made_of_the_sources_that_this_interpreter_imports() -> None:
     with zipfile.ZipFile(io.BytesIO(build_payload().data)) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["__main__.py", SOURCES]
-        sources = json.loads(archive.read(SOURCES))
+        sources = json.loads(lzma.decompress(archive.read(SOURCES)))
         names = list(sources)
         assert names == sorted(names)
         assert {"edge_lts/__init__.py", "edge_lts/__main__.py", "edge_lts/search/base.py"} <= set(names)
@@ -117,11 +118,11 @@ def test_it_refuses_to_run_when_its_bytes_are_not_those_of_its_name(tmp_path: Pa
     payload = build_payload()
     agent = tmp_path / payload.name
     with zipfile.ZipFile(io.BytesIO(payload.data)) as archive:
-        sources = json.loads(archive.read(SOURCES))
+        sources = json.loads(lzma.decompress(archive.read(SOURCES)))
     sources["edge_lts/__main__.py"] = "def main(argv): print('pwned')"
     with zipfile.ZipFile(agent, "w") as archive:  # a sound zip, so that nothing but the name says that it is another
         archive.writestr("__main__.py", source("agent_main"))
-        archive.writestr(SOURCES, json.dumps(sources))
+        archive.writestr(SOURCES, lzma.compress(json.dumps(sources).encode()))
     command = [sys.executable, "-I", str(agent), "status", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert result.returncode == 1
@@ -142,6 +143,21 @@ def main(argv):
     agent = tmp_path / "agent.pyz"
     with zipfile.ZipFile(agent, "w") as archive:
         archive.writestr("__main__.py", source("agent_main"))
-        archive.writestr(SOURCES, json.dumps(sources))
+        archive.writestr(SOURCES, lzma.compress(json.dumps(sources).encode()))
     result = subprocess.run([sys.executable, "-I", str(agent), "x"], capture_output=True, text=True, check=False)
     assert f'File "{agent}/edge_lts/__main__.py", line 5, in main\n    raise KeyError(argv)' in result.stderr
+
+
+def test_a_python_without_lzma_is_told_so(tmp_path: Path) -> None:
+    agent = tmp_path / build_payload().name
+    agent.write_bytes(build_payload().data)
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        f"import sys, runpy; sys.modules['lzma'] = None; runpy.run_path({str(agent)!r}, run_name='__main__')",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "was built without lzma" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -62,7 +62,11 @@ def check(archive: str) -> None:
 if __name__ == "__main__":
     loader: Any = __loader__  # type: ignore[name-defined]
     check(loader.archive)
-    finder: Any = Sources(loader.archive, json.loads(loader.get_data("edge_lts.json")))
+    try:
+        import lzma
+    except ImportError:
+        sys.exit(f"the Python at {sys.executable} was built without lzma, in which the agent is packed; use another")
+    finder: Any = Sources(loader.archive, json.loads(lzma.decompress(loader.get_data("edge_lts.json.xz"))))
     sys.meta_path.insert(0, finder)
     from edge_lts.__main__ import main
 

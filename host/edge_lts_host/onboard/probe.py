@@ -8,6 +8,7 @@ Must run, and give its answer, on Pythons far too old for edge-lts: syntax and l
 # ruff: noqa: UP006, UP035, UP045
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -185,6 +186,7 @@ def main() -> None:
         "agents": agents(root),
         "staged": names_in(os.path.join(root, "env", "wheels.part")),
         "runs": names_in(os.path.join(root, "runs")),
+        "has_lzma": importlib.util.find_spec("_lzma") is not None,
         "installed": {name: installed(name) for name in ("torch", "numpy", "pip")},
     }
     sys.stdout.write("\n" + MARKER + json.dumps(answer) + "\n")
