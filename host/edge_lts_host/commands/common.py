@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edge_lts.errors import EdgeLtsError
     from edge_lts_host.fleet import Links, Result
     from edge_lts_host.report.sides import Side
+    from edge_lts_host.store import RunFolder
     from edge_lts_host.transport.ssh_config import SshOptions
 
 Item = TypeVar("Item")
@@ -20,6 +21,7 @@ Value = TypeVar("Value")
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 PAGE_FORMATS = (*FORMATS, "latex", "html")  # of verbs whose results are read as a page
 MAX_PARALLEL = 32
+MANY_BYTES = 100 << 20  # of ledgers: half a minute of reading
 
 
 def add_output(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS, default: str = "table") -> None:
@@ -207,3 +209,26 @@ def add_runs(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
         parser.add_argument(
             "run_id", metavar="RUN", nargs="?", help="run id, or how one begins or ends (default: the newest)"
         )
+
+
+def hint_at_index(folders: Sequence[RunFolder]) -> None:
+    """Where reading whole ledgers will take long: what answers in seconds instead."""
+    from edge_lts.runfolder import LEDGER
+    from edge_lts_host.report import render
+
+    ledgers = [folder / LEDGER for folder in folders]
+    n_bytes = sum(path.stat().st_size for path in ledgers if path.exists())
+    if n_bytes > MANY_BYTES:
+        render.talk(
+            f"reading {render.size(n_bytes)} of {len(folders)} runs; of many runs, edge-lts bench boards --by run "
+            "tells in seconds what they measured and found"
+        )
+
+
+def reading_progress(done: int, total: int) -> None:
+    """Runs read so far, on a terminal."""
+    from edge_lts_host.progress import draw_line
+    from edge_lts_host.report import render
+
+    if total > 1 and render.shows_progress():
+        draw_line(f"reading: {done} of {total} runs" if done < total else "")

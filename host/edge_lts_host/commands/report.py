@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             )
         render.emit(cost_model.pages([cost_model.cost_report(folder) for folder in folders], args.output))
         return 0
-    report = compare.build_report(folders)
+    common.hint_at_index(folders)
+    report = compare.build_report(folders, on_progress=common.reading_progress)
     chosen = selection.select(report, args.filter or [], args.sort)
     if args.plots or args.output == "html":
         by_id = {folder.run_id: folder for folder in folders}

@@ -15,7 +15,7 @@ compared.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,19 @@ OUTSIDE_LIMIT = 0.4
 PARTS = ("embedding", "head", "decoder", "cache")
 
 
-def build_report(folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """The report of these runs, oldest first, each once. Imports numpy. Raises what a damaged folder raises."""
+def build_report(
+    folders: Sequence[RunFolder], *, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """The report of these runs, oldest first, each once. Imports numpy. Raises what a damaged folder raises.
+
+    `on_progress` hears of runs read, of runs there are.
+    """
     unique = {folder.path: folder for folder in folders}
-    runs = [report_run(folder) for folder in sorted(unique.values(), key=lambda folder: (folder.run_id, folder.path))]
+    runs: list[dict[str, Any]] = []
+    for folder in sorted(unique.values(), key=lambda folder: (folder.run_id, folder.path)):
+        on_progress(len(runs), len(unique))
+        runs.append(report_run(folder))
+    on_progress(len(runs), len(runs))
     return {"schema_version": REPORT_SCHEMA_VERSION, "runs": runs, "comparable": _comparable(runs)}
 
 

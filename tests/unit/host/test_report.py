@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from edge_lts.records import METHOD_VERSION, Protocol
 from edge_lts_host import store
+from edge_lts_host.cli import main
+from edge_lts_host.commands import common
 from edge_lts_host.report import compare, pages, render
 from edge_lts_host.store import RunFolder
 from tests.unit.host.conftest import Run
@@ -88,6 +90,18 @@ def test_without_arguments_it_is_the_newest_run_and_all_means_all_oldest_first(r
     twice = json.loads(run("report", RUN, "cd34", RUN, "-o", "json"))
     assert [entry["run_id"] for entry in twice["runs"]] == [OLDER, RUN]
     assert "leave out the RUN" in run("report", RUN, "--all", status=2)
+
+
+def test_of_many_measurements_it_says_what_answers_sooner(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run_id in (RUN, OLDER):
+        write_run(store.runs_root(), run_id)
+    assert main(["report", "--all"]) == 0
+    assert "bench boards" not in capsys.readouterr().err
+    monkeypatch.setattr(common, "MANY_BYTES", 1000)
+    assert main(["report", "--all"]) == 0
+    assert "of 2 runs; of many runs, edge-lts bench boards --by run" in capsys.readouterr().err
 
 
 def test_a_run_that_goes_on_is_reported_as_far_as_its_ledger_goes(run: Run) -> None:
