@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "query":
             render.emit(bench_pages.answer(asked.query(index, args.subject, patterns), args.output))
         elif args.action == "boards":
-            found = asked.boards(index, patterns, each_run=args.by == "run")
+            is_whole = args.output in ("json", "jsonl")
+            found = asked.boards(index, patterns, each_run=args.by == "run", is_whole=is_whole)
             render.emit(bench_pages.overview(found, args.output))
         elif args.action == "compare":
             data, left_out = asked.compare(

@@ -48,8 +48,11 @@ def build(on_progress: Progress = _silent) -> Built:
         return built
 
 
-def boards(index: Index, patterns: Sequence[str] = (), *, each_run: bool = False) -> list[dict[str, Any]]:
-    return [overview(index, board) for board in boards_of(index, patterns, each_run=each_run)]
+def boards(
+    index: Index, patterns: Sequence[str] = (), *, each_run: bool = False, is_whole: bool = True
+) -> list[dict[str, Any]]:
+    """What is known of each board; of its frontier only the ends unless `is_whole`."""
+    return [overview(index, board, is_whole=is_whole) for board in boards_of(index, patterns, each_run=each_run)]
 
 
 def compare(

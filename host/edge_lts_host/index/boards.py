@@ -227,6 +227,10 @@ class Rows:
 
     def frontier(self) -> list[Member]:
         """Undominated in size, time per token and memory, the smallest first; those probably dominated are left out."""
+        return list(self.members(self.undominated()).values())
+
+    def undominated(self) -> list[int]:
+        """The numbers of the frontier's architectures, the smallest first."""
         import moocore  # type: ignore[import-untyped]  # it ships no types
         import numpy as np
 
@@ -243,7 +247,8 @@ class Rows:
             return []
         chosen = np.flatnonzero(moocore.is_nondominated(table, keep_weakly=True))
         order = chosen[np.lexsort((numbers[chosen], -table[chosen, 0]))]
-        return list(self.members(numbers[order].tolist()).values())
+        found: list[int] = numbers[order].tolist()
+        return found
 
 
 _SLOWED = tuple(name.removeprefix("slowdown_") for name in SLOWDOWNS)
@@ -367,16 +372,18 @@ def alike(boards: Sequence[Board], across: Collection[str]) -> list[Board]:
     return max(groups.values(), key=len)
 
 
-def overview(index: Index, board: Board) -> dict[str, Any]:
-    """What is known of a board: how much was measured, and its frontier as `report` has members."""
+def overview(index: Index, board: Board, *, is_whole: bool = True) -> dict[str, Any]:
+    """What is known of a board: how much was measured, and its frontier as `report` has members; of it only the
+    smallest and the largest member unless `is_whole`: working out a member's intervals takes longest."""
     rows = Rows(index, board)
-    members = rows.frontier()
+    numbers = rows.undominated()
+    members = rows.members(numbers if is_whole else [*numbers[:1], *numbers[1:][-1:]]).values()
     return {
         **board.to_json(),
         "n_runs": len(board.runs),
         "n_measurements": len(rows),
         "n_failed": sum(sum(run.facts["failures"].values()) for run in board.runs),
         "n_architectures": len(set(rows.searched())),
-        "n_members": len(members),
+        "n_members": len(numbers),
         "frontier": [member.to_json() for member in members],
     }

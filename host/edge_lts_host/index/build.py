@@ -7,11 +7,16 @@ Damage in the middle ends the reading of that run there and is said, once; the o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
+import os
+import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 _CHECKED_BYTES = 4096  # before the place where reading goes on
 _COMMIT_BYTES = 256 << 20
 _ROWS_HELD = 4096  # as tuples, before they become columns
+_ALONE_BYTES = 48 << 20  # below that, starting processes takes longer than it saves
+_AHEAD = 2  # runs that each process may be ahead of what is stored: they are held in memory
 _NAMES = tuple(name for name, _ in FIELDS)
 # What is kept of device.json: nothing that tells one board of a kind from another, or whose it is.
 DEVICE_KEYS = (
@@ -101,14 +108,19 @@ def update(
     for run in gone:
         index.forget(run)
     uncommitted = 0
-    for folder, stamp in todo:
-        on_progress(built.n_bytes, total)
-        n_bytes = _read_run(index, folder, known.get(folder.run_id), stamp, built)
-        uncommitted += n_bytes
-        if uncommitted >= _COMMIT_BYTES:
-            index.commit()
-            index.begin()
-            uncommitted = 0
+    on_progress(0, total)
+    with contextlib.closing(_parsed(todo, known, total)) as found:
+        for parsed in found:
+            _put(index, known.get(parsed.run_id), parsed)
+            built.n_read += 1
+            built.n_bytes += parsed.n_bytes
+            built.n_records += parsed.n_records
+            uncommitted += parsed.n_bytes
+            on_progress(built.n_bytes, total)
+            if uncommitted >= _COMMIT_BYTES:
+                index.commit()
+                index.begin()
+                uncommitted = 0
     index.commit()
     built.problems = [f"{run.run_id}: {run.facts['problem']}" for run in index.runs() if run.facts["problem"]]
     built.seconds = clock() - begun
@@ -164,12 +176,54 @@ def _is_current(run: IndexedRun | None, stamp: dict[str, Any]) -> bool:
     return run is not None and all(run.stamp.get(key) == stamp[key] for key in ("path", "ledger", "facts"))
 
 
-def _read_run(index: Index, folder: RunFolder, run: IndexedRun | None, stamp: dict[str, Any], built: Built) -> int:
-    """Read what is new of one run; how many bytes that was."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parsed:
+    """What is new of one run. `is_anew`: what was known of it before no longer holds. `columns` and `architectures`
+    are None where nothing of the ledger was read."""
+
+    run_id: str
+    is_anew: bool
+    facts: dict[str, Any]
+    stamp: dict[str, Any]
+    columns: dict[str, Column] | None = None
+    architectures: dict[int, str] | None = None
+    n_bytes: int = 0
+    n_records: int = 0
+
+
+_Todo = tuple["RunFolder", dict[str, Any]]
+
+
+def _parsed(todo: Sequence[_Todo], known: Mapping[str, IndexedRun], total: int) -> Generator[_Parsed, None, None]:
+    """What is new in these runs, in their order; much of it read by a process for each core."""
+    n_workers = min(len(todo), os.cpu_count() or 1)
+    if n_workers < 2 or total < _ALONE_BYTES:
+        yield from (_parse(folder, known.get(folder.run_id), stamp) for folder, stamp in todo)
+        return
+    # spawn: who calls us through the API may have threads, and a forked child of theirs may hang
+    with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), _ignore_interrupts) as pool:
+        waiting: deque[Future[_Parsed]] = deque()
+        try:
+            for folder, stamp in todo:
+                waiting.append(pool.submit(_parse, folder, known.get(folder.run_id), stamp))
+                if len(waiting) > _AHEAD * n_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to the whole group; the parent ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _parse(folder: RunFolder, run: IndexedRun | None, stamp: dict[str, Any]) -> _Parsed:
+    """What is new of one run, of which `run` is known already."""
     path = folder / LEDGER
-    n_bytes = 0
-    if run is not None and not _goes_on(path, run, stamp):
-        index.forget(run)
+    is_anew = run is not None and not _goes_on(path, run, stamp)
+    if is_anew:
         run = None
     try:
         facts = facts_of(folder)
@@ -177,28 +231,35 @@ def _read_run(index: Index, folder: RunFolder, run: IndexedRun | None, stamp: di
             kept = ("protocol", "boards", "failures", "first_at", "last_at", "problem")
             facts.update({key: run.facts[key] for key in kept})
     except EdgeLtsError as exc:
-        if run is not None:
-            index.forget(run)
         problem: dict[str, Any] = {"problem": str(exc)[:300], "protocol": {}, "device": None}
-        index.put_run(folder.run_id, problem, {**stamp, "read_bytes": 0, "tail": ""})
-        built.n_read += 1
-        return 0
+        unread = {**stamp, "read_bytes": 0, "tail": ""}
+        return _Parsed(run_id=folder.run_id, is_anew=True, facts=problem, stamp=unread)
+    if facts["problem"] and run is not None:
+        return _Parsed(run_id=folder.run_id, is_anew=False, facts=facts, stamp={**run.stamp, **stamp})
     reader = _Reader(folder, 0 if run is None else int(run.stamp["read_bytes"]), facts)
-    if not facts["problem"] or run is None:
-        parts, architectures = reader.read()
-        n_bytes = reader.n_bytes
+    parts, architectures = reader.read()
+    return _Parsed(
+        run_id=folder.run_id,
+        is_anew=is_anew,
+        facts=facts,
+        stamp={**stamp, "read_bytes": reader.at, "tail": _tail(path, reader.at)},
+        columns=joined(parts, _NAMES) if parts or run is None else None,
+        architectures=architectures,
+        n_bytes=reader.n_bytes,
+        n_records=reader.n_records,
+    )
+
+
+def _put(index: Index, run: IndexedRun | None, parsed: _Parsed) -> None:
+    if run is not None and parsed.is_anew:
+        index.forget(run)
+        run = None
+    number = index.put_run(parsed.run_id, parsed.facts, parsed.stamp)
+    if parsed.columns is not None:
         old = [] if run is None else [index.columns_of(run.number, _NAMES)]
-        number = index.put_run(folder.run_id, facts, {**stamp, "read_bytes": reader.at, "tail": _tail(path, reader.at)})
-        if parts or run is None:
-            columns = joined([*old, *parts], _NAMES)
-            index.put_columns(number, {**columns, **slowdowns(columns)})
-            index.put_architectures(architectures)
-    else:
-        index.put_run(folder.run_id, facts, {**run.stamp, **stamp})
-    built.n_read += 1
-    built.n_bytes += n_bytes
-    built.n_records += reader.n_records
-    return n_bytes
+        columns = joined([*old, parsed.columns], _NAMES)
+        index.put_columns(number, {**columns, **slowdowns(columns)})
+        index.put_architectures(parsed.architectures or {})
 
 
 def _goes_on(path: Path, run: IndexedRun, stamp: dict[str, Any]) -> bool:

@@ -286,6 +286,30 @@ def test_a_damaged_index_is_thrown_away_and_built_anew() -> None:
         assert build.update(index).n_records == 30
 
 
+def test_processes_for_each_core_read_what_one_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(3):
+        a_run(f"2026112{n}-101530-rpi5-ab1{n}", n=20 + n)
+    a_run("20261123-101530-rpi5-bad0", n=3)
+    with (store.runs_root() / "20261123-101530-rpi5-bad0" / "ledger.jsonl").open("ab") as ledger:
+        ledger.write(b"damage\n" + line_of(measured(7)))
+    alone, built_alone = updated()
+    expected = (all_columns(alone), [run.facts for run in alone.runs()], alone.n_architectures())
+    alone.close()
+    database.path_of_index().unlink()
+    monkeypatch.setattr(build, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
+    index, built = updated()
+    assert (all_columns(index), [run.facts for run in index.runs()], index.n_architectures()) == expected
+    assert replace(built, seconds=0.0) == replace(built_alone, seconds=0.0)
+    assert (built.n_records, len(built.problems)) == (66, 1)
+    # What grew is read from where the last look ended, by other processes, too.
+    for n in range(2):
+        with (store.runs_root() / f"2026112{n}-101530-rpi5-ab1{n}" / "ledger.jsonl").open("ab") as ledger:
+            ledger.write(line_of(measured(40)))
+    assert build.update(index).n_records == 2
+    index.close()
+
+
 def test_an_index_of_another_layout_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     a_run()
     updated()[0].close()
