@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_lts_host.report.sides import Side
 
 Progress = Callable[[int, int], None]
-MOST_COMPARED = 4  # boards, unless they are named: each is set against each
+MOST_COMPARED = 3  # boards, unless they are named: each is set against each
 
 
 def _silent(done: int, total: int) -> None:

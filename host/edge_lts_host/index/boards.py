@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edge_lts_host.index.database import Index, IndexedRun
 
 OTHERWISE = "one_thread"  # processes that measured by another protocol than their run's
+MOST_MEMBERS = 200  # of a board in a comparison
 MOST_PROCESSES = 5  # of one architecture, from which its interval is worked out: each costs, and they add up
 _ROW = ("arch", "purpose", "flags", "spent_s", "decoder_params", *SLOWDOWNS)
 
@@ -229,8 +230,11 @@ class Rows:
         """Undominated in size, time per token and memory, the smallest first; those probably dominated are left out."""
         return list(self.members(self.undominated()).values())
 
-    def undominated(self) -> list[int]:
-        """The numbers of the frontier's architectures, the smallest first."""
+    def undominated(self, most: int = 1 << 62) -> list[int]:
+        """The numbers of the frontier's architectures, the smallest first.
+
+        At most `most`, evenly spread: those that cost least in something at their size, then others.
+        """
         import moocore  # type: ignore[import-untyped]  # it ships no types
         import numpy as np
 
@@ -247,8 +251,30 @@ class Rows:
             return []
         chosen = np.flatnonzero(moocore.is_nondominated(table, keep_weakly=True))
         order = chosen[np.lexsort((numbers[chosen], -table[chosen, 0]))]
+        if len(order) > most:
+            order = order[_most_telling(table[order], most)]
         found: list[int] = numbers[order].tolist()
         return found
+
+
+def _most_telling(table: Numbers, most: int) -> Column:
+    """Which rows of losses (n, k) to keep, in order: undominated in the first column and one other, and then others;
+    evenly spread over the rows where there is no room for all."""
+    import moocore
+    import numpy as np
+
+    is_best = np.zeros(len(table), dtype=bool)
+    for column in range(1, table.shape[1]):
+        is_best |= moocore.is_nondominated(table[:, [0, column]], keep_weakly=True)
+    best, rest = np.flatnonzero(is_best), np.flatnonzero(~is_best)
+    kept = [_evenly(best, most), _evenly(rest, max(0, most - len(best)))]
+    return np.sort(np.concatenate(kept))
+
+
+def _evenly(rows: Column, n: int) -> Column:
+    import numpy as np
+
+    return rows if len(rows) <= n else rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
 
 
 _SLOWED = tuple(name.removeprefix("slowdown_") for name in SLOWDOWNS)
@@ -318,12 +344,24 @@ class BoardSide(Side):
     """A board in a comparison; what it measured besides its frontier is looked up when it is asked for."""
 
     rows: Rows
-    _ids: set[str] | None = None
+    _numbers: list[int] | None = None
+
+    def searched(self) -> list[int]:
+        if self._numbers is None:
+            self._numbers = self.rows.searched()
+        return self._numbers
 
     def measured_ids(self) -> set[str]:
-        if self._ids is None:
-            self._ids = set(map(arch_id_of, self.rows.searched()))
-        return self._ids
+        return set(map(arch_id_of, self.searched()))
+
+    def shared_ids(self, other: Side, most: int) -> list[str]:
+        """As numbers: turning a hundred thousand into text takes longer than all the rest."""
+        import numpy as np
+
+        if not isinstance(other, BoardSide):
+            return Side.shared_ids(self, other, most)
+        both = np.intersect1d(*(np.array(side.searched(), "<u8") for side in (self, other)), assume_unique=True)
+        return [arch_id_of(number) for number in both[:most].tolist()]
 
     def combined(self, arch_ids: Collection[str]) -> dict[str, Member]:
         numbers = [int(arch_id, 16) for arch_id in sorted(arch_ids)]
@@ -333,7 +371,9 @@ class BoardSide(Side):
 
 def side_of(index: Index, board: Board) -> BoardSide:
     rows = Rows(index, board)
-    members = [member.to_json() for member in rows.frontier()]
+    numbers = rows.undominated()
+    chosen = numbers if len(numbers) <= MOST_MEMBERS else rows.undominated(MOST_MEMBERS)
+    members = [member.to_json() for member in rows.members(chosen).values()]
     facts = board.to_json()
     run = {
         "run_id": board.name,
@@ -360,7 +400,16 @@ def side_of(index: Index, board: Board) -> BoardSide:
         protocol=board.protocol,
         is_emulated=facts["is_emulated"],
     )
-    return BoardSide(run=run, spec=spec, outcomes=[], members=members, widths=usual_widths(members), rows=rows)
+    notes = [_thinning(board, len(numbers), len(chosen))] if len(chosen) < len(numbers) else []
+    widths = usual_widths(members)
+    return BoardSide(run=run, spec=spec, outcomes=[], members=members, widths=widths, notes=notes, rows=rows)
+
+
+def _thinning(board: Board, n_members: int, n_compared: int) -> str:
+    return (
+        f"{board.name} has {n_members:,} members, of which {n_compared:,} are compared, evenly spread; those that cost "
+        "least in something at their size first"
+    )
 
 
 def alike(boards: Sequence[Board], across: Collection[str]) -> list[Board]:

@@ -140,6 +140,7 @@ def _warnings(sides: Sequence[Side]) -> list[str]:
         for side in sides
         if side.run["state"] not in ("done", "stopped")
     ]
+    warnings += [note for side in sides for note in side.notes]
     loose = [side.run_id for side in sides if side.members and not any(name in side.widths for name in LATENCIES)]
     if loose:
         warnings.append(

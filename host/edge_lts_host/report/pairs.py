@@ -139,7 +139,7 @@ def _correlations(a: Side, b: Side, n_pairs: int) -> dict[str, dict[str, Any]]:
     drawn by lot.
     """
     most = max(_LEAST_RANKED, int(_MOST_RANKED / math.sqrt(n_pairs)))
-    both = sorted(a.measured_ids() & b.measured_ids())[:most]
+    both = a.shared_ids(b, most)
     values = [side.combined(both) for side in (a, b)]
     found = {}
     for name in LATENCIES:

@@ -42,6 +42,7 @@ class Side:
     members: list[dict[str, Any]]  # of the frontier, those that are no doubt on it, in the report's order
     widths: Widths
     transferred: list[Evaluation] = field(default_factory=list)  # of others' frontiers, timed on this board later
+    notes: list[str] = field(default_factory=list)  # for who compares it
 
     @property
     def run_id(self) -> str:
@@ -61,6 +62,10 @@ class Side:
     def measured_ids(self) -> set[str]:
         """Every architecture that was measured on this board, but for those beside the search."""
         return set(self._processes())
+
+    def shared_ids(self, other: Side, most: int) -> list[str]:
+        """Architectures that both boards measured, in order; of more than `most` the first."""
+        return sorted(self.measured_ids() & other.measured_ids())[:most]
 
     def combined(self, arch_ids: Collection[str]) -> dict[str, Member]:
         """One value for each of these architectures, at the board's usual speed."""

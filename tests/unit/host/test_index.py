@@ -21,6 +21,7 @@ from edge_lts.speed import ANCHORS, BOARD_FACTOR, EXPONENTS, UsualSpeed
 from edge_lts_host import store
 from edge_lts_host.errors import StoreError
 from edge_lts_host.index import boards, build, columns, database, lines
+from edge_lts_host.report.across import compare_sides
 from edge_lts_host.store import RunFolder
 from tests.unit.host.sample_runs import architecture, evaluation, observed, write_run
 
@@ -416,3 +417,50 @@ def test_of_very_many_processes_some_say_how_wide_and_all_say_where() -> None:
     assert value["median"] == pytest.approx(np.median(medians))
     assert value["pi95"][0] < value["median"] < value["pi95"][1]
     assert member.n_processes == 80
+
+
+def test_of_a_large_frontier_a_comparison_has_as_many_as_it_may_and_those_that_cost_least_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_run(n=40)
+    a_run(OTHER, n=40, protocol=Protocol(threads=2))
+    index, _ = updated()
+    board = boards.boards_of(index)[0]
+    rows = boards.Rows(index, board)
+    everything = rows.undominated()
+    assert boards.side_of(index, board).notes == []
+    fewer = rows.undominated(len(everything) - 3)
+    assert len(fewer) == len(everything) - 3
+    assert fewer == [number for number in everything if number in fewer]
+    assert {fewer[0], fewer[-1]} == {everything[0], everything[-1]}
+    monkeypatch.setattr(boards, "MOST_MEMBERS", 5)
+    sides = [boards.side_of(index, one) for one in boards.boards_of(index)]
+    assert [len(side.members) for side in sides] == [5, 5]
+    assert f"has {len(everything)} members, of which 5 are compared" in sides[0].notes[0]
+    shared = sides[0].shared_ids(sides[1], 7)
+    assert shared == sorted(sides[0].measured_ids() & sides[1].measured_ids())[:7]
+    assert len(shared) == 7
+    data = compare_sides(sides, across=["threads"], n_levels=2)
+    assert sides[0].notes[0] in data["groups"][0]["warnings"]
+    index.close()
+
+
+def test_what_costs_least_at_its_size_is_kept_before_what_does_not() -> None:
+    size = np.arange(12.0)
+    is_best = size % 3 == 0
+    table = np.column_stack([size, np.where(is_best, 12 - size, 30.0), np.full(12, 5.0)])
+    assert [boards._most_telling(table, n).tolist() for n in (3, 4, 6)] == [
+        [0, 6, 9],
+        [0, 3, 6, 9],
+        [0, 1, 3, 6, 9, 11],
+    ]
+
+
+def test_an_overview_for_a_table_works_out_the_ends_alone() -> None:
+    a_run(n=40)
+    index, _ = updated()
+    [board] = boards.boards_of(index)
+    whole, ends = (boards.overview(index, board, is_whole=is_whole) for is_whole in (True, False))
+    index.close()
+    assert whole["n_members"] == len(whole["frontier"]) == ends["n_members"] > 2
+    assert ends["frontier"] == [whole["frontier"][0], whole["frontier"][-1]]
