@@ -360,7 +360,8 @@ class BoardSide(Side):
 
         if not isinstance(other, BoardSide):
             return Side.shared_ids(self, other, most)
-        both = np.intersect1d(*(np.array(side.searched(), "<u8") for side in (self, other)), assume_unique=True)
+        own, its = (np.array(side.searched(), "<u8") for side in (self, other))
+        both = np.intersect1d(own, its, assume_unique=True)
         return [arch_id_of(number) for number in both[:most].tolist()]
 
     def combined(self, arch_ids: Collection[str]) -> dict[str, Member]:
