@@ -1,28 +1,28 @@
-"""Architectures as frozen values: canonical JSON, identity and parameter counts in closed form.
+"""Architectures as frozen values: canonical JSON and identity.
 
 An architecture says everything that determines a decoder's shape and nothing else. It is built from JSON, checked once,
-and never changes. Counting needs no torch: `parameter_count` is a closed formula per backbone, and a test holds it
-equal to the built model. Sources: Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094) for the proxy and
-the adaptive embedding's cut-offs; Baevski and Auli 2019 (arXiv 1809.10853) for the adaptive embedding itself; Zhang et
-al. 2022 (OPT, arXiv 2205.01068).
+and never changes. Its parameters are counted in `counting`, its backbones described in `style`. Sources: Javaheripi et
+al. 2022 (LiteTransformerSearch, arXiv 2203.02094) for the adaptive embedding's cut-offs; Ainslie et al. 2023
+(arXiv 2305.13245) for heads that share keys and values.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge_lts.counting import ParameterCount, count
 from edge_lts.errors import ArchitectureError
 from edge_lts.precision import PRECISIONS
+from edge_lts.style import FAMILIES, STYLE_KEYS, Family, checked
 
 DEFAULT_VOCAB_SIZE = 50257
 DEFAULT_MAX_SEQ_LEN = 1024
 PAPER_CUTOFFS = (19997, 39997, 199997)
 MAX_LAYERS = 512
 MAX_DIMENSION = 1 << 24
-OPT_FIRST_POSITION = 2  # row of the first token: the published tables begin with two rows that no text uses
 
 _LAYER_KEYS = ("n_head", "d_inner")
 _KEYS = (
@@ -35,6 +35,8 @@ _KEYS = (
     "max_seq_len",
     "tie_embeddings",
     "precision",
+    "d_head",
+    *STYLE_KEYS,
     "layers",
 )
 
@@ -55,41 +57,36 @@ def _no_unknown_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...])
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class LayerSpec:
-    """One decoder layer. Ordered by d_inner, then n_head: the order in which searches write layers."""
+    """One decoder layer. Ordered by d_inner, n_head, n_kv_head: the order in which searches write layers.
+
+    `n_kv_head` is how many heads of keys and values there are, shared evenly by the `n_head` of queries.
+    """
 
     d_inner: int
     n_head: int
+    n_kv_head: int = 0  # 0: as n_head; always positive after construction
 
     def __post_init__(self) -> None:
         _integer("d_inner", self.d_inner)
         _integer("n_head", self.n_head)
+        if self.n_kv_head == 0:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.n_head % _integer("n_kv_head", self.n_kv_head):
+            raise ArchitectureError(f"n_head {self.n_head} is not divisible by n_kv_head {self.n_kv_head}")
 
     def to_json(self) -> dict[str, Any]:
-        return {"n_head": self.n_head, "d_inner": self.d_inner}
+        shared = {"n_kv_head": self.n_kv_head} if self.n_kv_head != self.n_head else {}
+        return {"n_head": self.n_head, "d_inner": self.d_inner, **shared}
 
     @classmethod
     def from_json(cls, data: object) -> "LayerSpec":
         if not isinstance(data, Mapping):
             raise ArchitectureError(f"a layer must be an object with n_head and d_inner, not {data!r:.80}")
-        _no_unknown_keys("a layer", data, _LAYER_KEYS)
+        _no_unknown_keys("a layer", data, (*_LAYER_KEYS, "n_kv_head"))
         missing = [key for key in _LAYER_KEYS if key not in data]
         if missing:
             raise ArchitectureError(f"a layer lacks {missing[0]!r}")
-        return cls(d_inner=_integer("d_inner", data["d_inner"]), n_head=_integer("n_head", data["n_head"]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterCount:
-    """Parameters by place. `decoder` is the LTS proxy: attention, FFN and norms; no embedding, no position, no head."""
-
-    embedding: int
-    position: int
-    decoder: int
-    head: int
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.position + self.decoder + self.head
+        return cls(**{key: _integer(key, value) for key, value in data.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +94,10 @@ class Architecture:
     """A decoder-only language model's shape; see design §3 for the meaning of each key.
 
     `cutoffs` is only set when it differs from the paper's, cut to the vocabulary; `None` otherwise, so that spelling
-    the default out or leaving it out gives the same `arch_id`. `precision` is only set where it is a gene; None is
-    whatever the protocol says, and not written.
+    the default out or leaving it out gives the same `arch_id`. `d_head` likewise: None where every head is
+    d_model / n_head wide. `precision` is only set where it is a gene; None is whatever the protocol says, and not
+    written. The five of `STYLE_KEYS` always have a value after construction, the backbone's own (`style`) where none
+    was given; only another is written.
     """
 
     backbone: str
@@ -111,11 +110,16 @@ class Architecture:
     tie_embeddings: bool = True
     cutoffs: tuple[int, ...] | None = None
     precision: str | None = None
+    d_head: int | None = None
+    activation: str | None = None
+    is_gated: bool | None = None
+    norm: str | None = None
+    position: str | None = None
+    qkv_conv: int | None = None
 
     def __post_init__(self) -> None:
-        if self.backbone not in _COUNTERS:
-            known = ", ".join(sorted(_COUNTERS))
-            raise ArchitectureError(f"unknown backbone {self.backbone!r:.80}; known: {known}")
+        if self.backbone not in FAMILIES:
+            raise ArchitectureError(f"unknown backbone {self.backbone!r:.80}; known: {', '.join(BACKBONES)}")
         _integer("d_model", self.d_model)
         if not isinstance(self.tie_embeddings, bool):
             raise ArchitectureError(f"tie_embeddings must be true or false, not {self.tie_embeddings!r:.80}")
@@ -129,12 +133,34 @@ class Architecture:
             raise ArchitectureError("layers must not be empty")
         if len(self.layers) > MAX_LAYERS:
             raise ArchitectureError(f"layers has {len(self.layers)} entries; at most {MAX_LAYERS} are supported")
+        self._check_style()
+        self._check_cutoffs()
+
+    def _check_style(self) -> None:
+        family = self.family
+        for key in STYLE_KEYS:
+            value = checked(key, getattr(self, key), family)
+            object.__setattr__(self, key, value)
+            if family.is_fixed and value != getattr(family, key):
+                raise ArchitectureError(f"{key}: backbone {self.backbone} has {getattr(family, key)} and nothing else")
+        if self.d_head is not None:
+            d_head = _integer("d_head", self.d_head)
+            if all(layer.n_head * d_head == self.d_model for layer in self.layers):
+                object.__setattr__(self, "d_head", None)
+        is_plain = family.is_fixed or family.shares_qk
+        if is_plain and self.d_head is not None:
+            raise ArchitectureError(f"d_head: heads of backbone {self.backbone} are d_model / n_head wide")
         for index, layer in enumerate(self.layers):
-            if self.d_model % layer.n_head:
+            if self.d_head is None and self.d_model % layer.n_head:
                 raise ArchitectureError(
                     f"layers[{index}]: d_model {self.d_model} is not divisible by n_head {layer.n_head}"
                 )
-        self._check_cutoffs()
+            if is_plain and layer.n_kv_head != layer.n_head:
+                raise ArchitectureError(f"layers[{index}]: backbone {self.backbone} has no n_kv_head of its own")
+            if self.position == "rotary" and self.head_width(layer) % 2:
+                raise ArchitectureError(
+                    f"layers[{index}]: rotary positions need heads of even width, not {self.head_width(layer)}"
+                )
 
     def _check_cutoffs(self) -> None:
         if self.cutoffs is not None:
@@ -152,8 +178,25 @@ class Architecture:
             )
 
     @property
+    def family(self) -> Family:
+        return FAMILIES[self.backbone]
+
+    @property
     def n_layer(self) -> int:
         return len(self.layers)
+
+    def head_width(self, layer: LayerSpec) -> int:
+        """Of each of the layer's heads."""
+        return self.d_head or self.d_model // layer.n_head
+
+    @property
+    def width_sums(self) -> dict[str, int]:
+        """Numbers of a token's queries and of its keys, over all layers; see `edge_lts.counting`."""
+        widths = [(self.head_width(layer), layer) for layer in self.layers]
+        return {
+            "q_width": sum(width * layer.n_head for width, layer in widths),
+            "kv_width": sum(width * layer.n_kv_head for width, layer in widths),
+        }
 
     @property
     def clusters(self) -> tuple[tuple[int, int], ...]:
@@ -169,7 +212,7 @@ class Architecture:
 
     @property
     def parameter_count(self) -> ParameterCount:
-        return _COUNTERS[self.backbone](self)
+        return count(self)
 
     @property
     def decoder_params(self) -> int:
@@ -189,7 +232,9 @@ class Architecture:
         return self.replace(layers=tuple(sorted(self.layers)))
 
     def replace(self, **changes: Any) -> "Architecture":
+        """Another architecture; what is the backbone's own follows another backbone."""
         fields = {key: getattr(self, key) for key in _KEYS}
+        fields |= dict.fromkeys(key for key in STYLE_KEYS if fields[key] == getattr(self.family, key))
         return Architecture(**{**fields, **changes})
 
     def to_json(self) -> dict[str, Any]:
@@ -205,9 +250,10 @@ class Architecture:
         }
         if self.cutoffs is not None:
             data["cutoffs"] = list(self.cutoffs)
-        if self.precision is not None:
-            data["precision"] = self.precision
-        return data
+        for key in ("precision", "d_head"):
+            if getattr(self, key) is not None:
+                data[key] = getattr(self, key)
+        return data | {key: getattr(self, key) for key in STYLE_KEYS if getattr(self, key) != getattr(self.family, key)}
 
     def canonical_json(self) -> str:
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
@@ -240,59 +286,8 @@ class Architecture:
         )
 
 
-def position_rows(arch: Architecture) -> int:
-    """Rows of the table of learned positions; 0 where positions are relative."""
-    if arch.backbone == "transformer-xl":
-        return 0
-    return arch.max_seq_len + (OPT_FIRST_POSITION if arch.backbone == "opt" else 0)
-
-
 def _default_cutoffs(vocab_size: int) -> tuple[int, ...]:
     return tuple(cutoff for cutoff in PAPER_CUTOFFS if cutoff < vocab_size)
 
 
-def embedding_and_head(arch: Architecture) -> tuple[int, int]:
-    """Parameters of the token embedding and of the output head.
-
-    Factor 1: one table of width d_embed, a bias-free projection in and one out where d_embed differs from d_model, and
-    a second table when untied. Factor above 1: adaptive embedding and adaptive softmax as in the LTS code: each cluster
-    has a projection, the head has its own first projection (the others are shared when tied), a row and a bias per tail
-    cluster, and a bias per token.
-    """
-    d = arch.d_model
-    table = sum(tokens * width for tokens, width in arch.clusters)
-    needs_projection = arch.d_embed != d
-    if arch.embedding_factor == 1:
-        projection = arch.d_embed * d if needs_projection else 0
-        return table + projection, projection + (0 if arch.tie_embeddings else table)
-    projections = [width * d for _, width in arch.clusters]
-    n_tail = len(projections) - 1
-    head = projections[0] + n_tail * (arch.d_embed + 1) + arch.vocab_size
-    if not arch.tie_embeddings:
-        head += table + sum(projections[1:])
-    return table + sum(projections), head
-
-
-def _count_learned(arch: Architecture) -> ParameterCount:
-    """Per layer: attention (4 d^2 + 4 d), norms (4 d), FFN (2 d f + f + d); behind the last layer of a GPT-2 a norm."""
-    d = arch.d_model
-    layers = sum(4 * d * d + 9 * d + 2 * d * layer.d_inner + layer.d_inner for layer in arch.layers)
-    final_norm = 2 * d if arch.backbone == "gpt2" else 0
-    embedding, head = embedding_and_head(arch)
-    return ParameterCount(embedding=embedding, position=position_rows(arch) * d, decoder=layers + final_norm, head=head)
-
-
-def _count_transformer_xl(arch: Architecture) -> ParameterCount:
-    """Per layer: q, k, v, output, positions without biases (5 d^2), u and v (2 d), norms (4 d), FFN (2 d f + f + d)."""
-    d = arch.d_model
-    layers = sum(5 * d * d + 7 * d + 2 * d * layer.d_inner + layer.d_inner for layer in arch.layers)
-    embedding, head = embedding_and_head(arch)
-    return ParameterCount(embedding=embedding, position=0, decoder=layers, head=head)
-
-
-_COUNTERS: dict[str, Callable[[Architecture], ParameterCount]] = {
-    "gpt2": _count_learned,
-    "opt": _count_learned,
-    "transformer-xl": _count_transformer_xl,
-}
-BACKBONES = tuple(sorted(_COUNTERS))
+BACKBONES = tuple(sorted(FAMILIES))

@@ -7,8 +7,6 @@ Drawing follows Javaheripi et al. 2022 (LiteTransformerSearch, arXiv 2203.02094,
 """
 
 import dataclasses
-import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,20 +15,28 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edge_lts.arch import BACKBONES, Architecture, LayerSpec
-from edge_lts.errors import ArchitectureError, SpaceError
+from edge_lts.errors import SpaceError
 from edge_lts.footprint import BYTES_PER_NUMBER, float32_bytes
-from edge_lts.space_rules import GENE_KEYS, Bound, Fixed, Genes, Rules, Side, check_keys, integer
+from edge_lts.space_build import (
+    SHARED_KEYS,
+    apply_parameter_rules,
+    apply_shape_rules,
+    d_embeds,
+    fields_outside,
+    given,
+    vocab_sizes,
+)
+from edge_lts.space_rules import GENE_KEYS, Bound, Fixed, Genes, Rules, Side, check_keys, gene_of, integer
 from edge_lts.space_table import WidthTable
+from edge_lts.style import STYLE_KEYS
 
 SAMPLE_PATIENCE = 64
 CHANGE_PATIENCE = 64
-MAX_SHAPES = 100_000
-MAX_TABLES = 4096
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,59}")
 _KEYS = ("name", "description", "backbone", "rank", "genes", "fixed", "rules")
 
-_Key = tuple[int, int, int]  # d_model, d_embed, vocab_size
-_Gene = TypeVar("_Gene", int, str)
+_Key = tuple[int, int, int, tuple[Any, ...]]  # d_model, d_embed, vocab_size, style of a WidthTable
+_Gene = TypeVar("_Gene")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +59,23 @@ class SearchSpace:
     _widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        tables = _apply_parameter_rules(self, _apply_shape_rules(self))
-        keyed = {(table.d_model, table.d_embed, table.vocab_size): table for table in tables}
+        tables = apply_parameter_rules(self, apply_shape_rules(self))
+        keyed = {(table.d_model, table.d_embed, table.vocab_size, table.style): table for table in tables}
         object.__setattr__(self, "_tables", keyed)
         object.__setattr__(self, "_pairs", tuple((table, depth) for table in tables for depth in table.depths))
         object.__setattr__(self, "_widths", tuple(dict.fromkeys(table.d_model for table in tables)))
 
     @property
     def tables(self) -> tuple[WidthTable, ...]:
-        """What can be built at each (d_model, d_embed, vocab_size) that has members, in ascending order of these."""
+        """What can be built at each (d_model, style, d_embed, vocab_size) that has members, in ascending order of
+        these; styles in the order of the file."""
         return tuple(self._tables.values())
 
     def table_of(self, arch: Architecture) -> WidthTable:
         """The table of a member, or of what differs from one in its layers alone. Raises KeyError for others."""
-        return self._tables[arch.d_model, arch.d_embed, arch.vocab_size]
+        has_width = any(width is not None for width in given(self, "d_head"))
+        style = (gene_of(arch, "d_head") if has_width else arch.d_head, *(getattr(arch, key) for key in STYLE_KEYS))
+        return self._tables[arch.d_model, arch.d_embed, arch.vocab_size, style]
 
     # -- membership ----------------------------------------------------------------------------------------------------
 
@@ -78,22 +87,28 @@ class SearchSpace:
         """Name of the first gene, fixed value or rule that `arch` breaks; None for a member."""
         genes, fixed, rules, d = self.genes, self.fixed, self.rules, arch.d_model
         inners, heads = {layer.d_inner for layer in arch.layers}, {layer.n_head for layer in arch.layers}
+        shared = {layer.n_kv_head for layer in arch.layers if genes.n_kv_head or layer.n_kv_head != layer.n_head}
+        widths = {arch.head_width(layer) for layer in arch.layers}
+        d_heads = given(self, "d_head")
+        has_widths = arch.d_head is None if d_heads == (None,) else len(widths) == 1 and widths <= set(d_heads)
         count = arch.parameter_count
         checks = (
             ("backbone", arch.backbone == self.backbone),
-            ("vocab_size", arch.vocab_size in _vocab_sizes(self)),
-            ("d_embed", arch.d_embed in _d_embeds(self, d)),
+            ("vocab_size", arch.vocab_size in vocab_sizes(self)),
+            ("d_embed", arch.d_embed in d_embeds(self, d)),
             ("embedding_factor", arch.embedding_factor == fixed.embedding_factor),
             ("cutoffs", arch.cutoffs is None),
             ("max_seq_len", arch.max_seq_len == fixed.max_seq_len),
             ("tie_embeddings", arch.tie_embeddings == fixed.tie_embeddings),
             ("precision", arch.precision in (genes.precision or (None,))),
+            *((key, getattr(arch, key) in given(self, key)) for key in STYLE_KEYS),
             ("n_layer", arch.n_layer in genes.n_layer),
             ("d_model", d in genes.d_model),
             ("d_inner", inners <= set(genes.d_inner)),
             ("n_head", heads <= set(genes.n_head)),
+            ("n_kv_head", shared <= set(genes.n_kv_head)),
             ("homogeneous", not rules.homogeneous or len(set(arch.layers)) == 1),
-            ("d_head", all(rules.d_head.allows(d // head) for head in heads)),
+            ("d_head", has_widths and all(rules.d_head.allows(width) for width in widths)),
             ("d_inner_over_d_model", all(rules.d_inner_over_d_model.allows(inner, d) for inner in inners)),
             ("decoder_params", rules.decoder_params.allows(count.decoder)),
             ("total_params", rules.total_params.allows(count.total)),
@@ -131,14 +146,13 @@ class SearchSpace:
     def mutate(self, parent: Architecture, rng: np.random.Generator, p: float = 0.3) -> Architecture | None:
         """A member in which each gene of `parent` was drawn again with probability `p`; it may equal the parent.
 
-        Genes are n_layer, d_model, each layer's d_inner and n_head, and d_embed, vocab_size and precision where the
-        space says so.
+        Genes are n_layer, d_model, each layer's d_inner and n_head, and whatever else the space gives values for.
         A smaller depth drops layers at random, a larger one adds random ones; a value that the new width does not allow
         is drawn again. None if no try of `CHANGE_PATIENCE` keeps the rules.
         """
         for _ in range(CHANGE_PATIENCE):
             d_model = _redraw(parent.d_model, self._widths, rng, p)
-            table = self._table(d_model, lambda gene, allowed: _redraw(getattr(parent, gene), allowed, rng, p))
+            table = self._table(d_model, lambda gene, allowed: _redraw(gene_of(parent, gene), allowed, rng, p))
             if table is None:
                 continue
             depth = parent.n_layer
@@ -150,10 +164,12 @@ class SearchSpace:
                 layers = layers[:1]
             picks = []
             for layer in layers:
-                inner, head = (None, None) if layer is None else (layer.d_inner, layer.n_head)
-                inner = _redraw(inner, table.d_inner, rng, p)
-                head = _redraw(head, table.n_head, rng, p)
-                picks.append(table.index(inner, head))
+                inner = _redraw(None if layer is None else layer.d_inner, table.d_inner, rng, p)
+                head = _redraw(None if layer is None else layer.n_head, table.n_head, rng, p)
+                shared = None
+                if self.genes.n_kv_head:
+                    shared = _redraw(None if layer is None else layer.n_kv_head, table.shared_with(head), rng, p)
+                picks.append(table.index(inner, head, shared))
             picks = picks * depth if self.rules.homogeneous else sorted(picks)
             if table.is_within(picks):
                 names = self.genes.precision
@@ -170,7 +186,7 @@ class SearchSpace:
         for _ in range(CHANGE_PATIENCE):
             d_model = (one, other)[int(rng.integers(2))].d_model
             depth = (one, other)[int(rng.integers(2))].n_layer
-            table = self._table(d_model, lambda gene, _: getattr((one, other)[int(rng.integers(2))], gene))
+            table = self._table(d_model, lambda gene, _: gene_of((one, other)[int(rng.integers(2))], gene))
             if table is None or depth not in table.depths:
                 continue
             first, second = sorted(_keep(one.layers, depth, rng)), sorted(_keep(other.layers, depth, rng))
@@ -178,12 +194,16 @@ class SearchSpace:
                 first, second = second, first
             if len(first) < depth:
                 continue
-            sides = rng.integers(2, size=(depth, 2)).tolist()
+            sides = rng.integers(2, size=(depth, 3 if self.genes.n_kv_head else 2)).tolist()
             picks = []
             for i in range(1 if self.rules.homogeneous else depth):
                 pair = (first[i], second[i] if i < len(second) else first[i])
-                inner, head = pair[sides[i][0]].d_inner, pair[sides[i][1]].n_head
-                picks.append(table.index(_nearest(inner, table.d_inner), _nearest(head, table.n_head)))
+                inner = _nearest(pair[sides[i][0]].d_inner, table.d_inner)
+                head = _nearest(pair[sides[i][1]].n_head, table.n_head)
+                shared = None
+                if self.genes.n_kv_head:
+                    shared = _nearest(pair[sides[i][2]].n_kv_head, table.shared_with(head))
+                picks.append(table.index(inner, head, shared))
             picks = picks * depth if self.rules.homogeneous else sorted(picks)
             if table.is_within(picks):
                 giver = (one, other)[int(rng.integers(2))] if self.genes.precision else one
@@ -200,7 +220,8 @@ class SearchSpace:
         counts: dict[tuple[object, ...], int | None] = {}
         total: int | None = 0
         for table in self._tables.values():
-            alike = (table.d_model, table.low, table.high, table.depths)  # of any embedding: the layers are the same
+            # of any embedding: the layers are the same
+            alike = (table.d_model, table.style, table.low, table.high, table.depths)
             if alike not in counts:
                 counts[alike] = table.count()
             count = counts[alike]
@@ -211,7 +232,7 @@ class SearchSpace:
         return float(min(n_precisions * sum(table.count_unbounded() for table in self._tables.values()), 10**308))
 
     def enumerate(self) -> Iterator[Architecture]:
-        """Every member once, by d_model, d_embed, vocab_size, n_layer, layers, precision. Only if `size` is small."""
+        """Every member once, by `tables`, n_layer, layers, precision. Only if `size` is small."""
         for table, depth in self._pairs:
             for picks in table.walk(depth):
                 for precision in self.genes.precision or (None,):
@@ -280,7 +301,7 @@ class SearchSpace:
         if not isinstance(description, str):
             raise SpaceError(f"description must be text, not {description!r:.80}")
         genes, fixed = Genes.from_json(items["genes"]), Fixed.from_json(items.get("fixed", {}))
-        for key in GENE_KEYS:
+        for key in (*GENE_KEYS, *STYLE_KEYS):
             if key in items.get("fixed", {}) and key in items["genes"]:
                 raise SpaceError(f"genes.{key}: {key} is in [fixed] too; keep one of the two")
         return cls(
@@ -295,12 +316,14 @@ class SearchSpace:
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
-    def _table(self, d_model: int, choose: Callable[[str, tuple[int, ...]], int]) -> WidthTable | None:
-        """The table of a width and of the embedding whose genes are `choose(gene, values)`; None without members."""
+    def _table(self, d_model: int, choose: Callable[[str, tuple[Any, ...]], Any]) -> WidthTable | None:
+        """The table of a width, and of the embedding and style whose genes are `choose(gene, values)`; None without
+        members."""
         genes, fixed = self.genes, self.fixed
         d_embed = choose("d_embed", genes.d_embed) if genes.d_embed else fixed.d_embed or d_model
         vocab_size = choose("vocab_size", genes.vocab_size) if genes.vocab_size else fixed.vocab_size
-        return self._tables.get((d_model, d_embed, vocab_size))
+        style = [choose(key, given(self, key)) if getattr(genes, key) else given(self, key)[0] for key in SHARED_KEYS]
+        return self._tables.get((d_model, d_embed, vocab_size, tuple(style)))
 
     def _precision(self, rng: np.random.Generator) -> str | None:
         names = self.genes.precision
@@ -314,7 +337,7 @@ class SearchSpace:
             d_model=table.d_model,
             layers=layers,
             precision=precision,
-            **_fields_outside(self, table.d_embed, table.vocab_size),
+            **fields_outside(self, table.d_embed, table.vocab_size, table.style),
         )
 
     def _parameter_rule(self) -> str:
@@ -322,99 +345,9 @@ class SearchSpace:
         return next(rules, "weight_bytes")
 
 
-def _vocab_sizes(space: SearchSpace) -> tuple[int, ...]:
-    return space.genes.vocab_size or (space.fixed.vocab_size,)
-
-
-def _d_embeds(space: SearchSpace, d_model: int) -> tuple[int, ...]:
-    return space.genes.d_embed or (space.fixed.d_embed or d_model,)
-
-
 def _values(table: WidthTable, gene: str) -> tuple[int, ...]:
-    values = getattr(table, "depths" if gene == "n_layer" else gene)
+    values = table.style[0] if gene == "d_head" else getattr(table, "depths" if gene == "n_layer" else gene)
     return values if isinstance(values, tuple) else (values,)
-
-
-def _fields_outside(space: SearchSpace, d_embed: int, vocab_size: int) -> dict[str, Any]:
-    """What an architecture has besides width and layers."""
-    fixed = space.fixed
-    return {
-        "backbone": space.backbone,
-        "vocab_size": vocab_size,
-        "d_embed": d_embed,
-        "embedding_factor": fixed.embedding_factor,
-        "max_seq_len": fixed.max_seq_len,
-        "tie_embeddings": fixed.tie_embeddings,
-    }
-
-
-def _empty(space: SearchSpace, rule: str, why: str) -> SpaceError:
-    return SpaceError(f"rule {rule} leaves no member of space {space.name}: {why}")
-
-
-def _apply_shape_rules(space: SearchSpace) -> list[WidthTable]:
-    """A table for each embedding at each width at which a layer can be built. Raises SpaceError naming the rule that
-    leaves none."""
-    genes, rules = space.genes, space.rules
-    for limit, names in ((MAX_SHAPES, GENE_KEYS[1:]), (MAX_TABLES, ("d_model", "d_embed", "vocab_size"))):
-        counts = {name: len(getattr(genes, name)) for name in names if getattr(genes, name)}
-        if math.prod(counts.values()) > limit:
-            raise SpaceError(f"genes: more than {limit:,} combinations of {', '.join(counts)}; take larger steps")
-    heads = {d: tuple(head for head in genes.n_head if d % head == 0) for d in genes.d_model}
-    heads = {d: allowed for d, allowed in heads.items() if allowed}
-    if not heads:
-        raise _empty(space, "n_head_divides_d_model", "no n_head divides any d_model; add one that does")
-    heads = {d: tuple(head for head in allowed if rules.d_head.allows(d // head)) for d, allowed in heads.items()}
-    heads = {d: allowed for d, allowed in heads.items() if allowed}
-    if not heads:
-        raise _empty(space, "d_head", f"d_model / n_head is never {rules.d_head}; change n_head, d_model or the rule")
-    ratio = rules.d_inner_over_d_model
-    inners = {d: tuple(inner for inner in genes.d_inner if ratio.allows(inner, d)) for d in heads}
-    inners = {d: allowed for d, allowed in inners.items() if allowed}
-    if not inners:
-        why = f"d_inner / d_model is never {ratio} at widths {', '.join(map(str, heads))}; change d_inner or the rule"
-        raise _empty(space, "d_inner_over_d_model", f"{why:.300}")
-    tables = []
-    try:
-        for d in inners:
-            first, *others = (
-                _fields_outside(space, d_embed, vocab_size)
-                for d_embed, vocab_size in itertools.product(_d_embeds(space, d), _vocab_sizes(space))
-            )
-            table = WidthTable.build(d, inners[d], heads[d], genes.n_layer, first, rules.homogeneous)
-            tables += [table, *(table.within(fields) for fields in others)]
-    except ArchitectureError as error:
-        where = next((f"genes.{gene}" for gene in ("d_embed", "vocab_size") if getattr(genes, gene)), "fixed")
-        raise SpaceError(f"{where}: {error}") from error
-    return tables
-
-
-def _apply_parameter_rules(space: SearchSpace, tables: list[WidthTable]) -> list[WidthTable]:
-    """The tables with their bounds on parameters and only the depths that have members. Raises SpaceError likewise."""
-    for rule, label, noun, factor in (
-        ("decoder_params", "decoder_params", "decoder parameters", 1),
-        ("total_params", "total_params", "parameters", 1),
-        ("weight_bytes", "weight_bytes (memory)", "bytes of weights", BYTES_PER_NUMBER),
-    ):
-        bound: Bound = getattr(space.rules, rule)
-        if bound.is_open:
-            continue
-        narrowed, reached = [], []
-        for table in tables:
-            outside = 0 if rule == "decoder_params" else table.outside
-            low = -(-int(bound.at_least or 0) // factor) - outside
-            high = table.high if bound.at_most is None else int(bound.at_most) // factor - outside
-            extent = table.extent()
-            reached += [factor * (max(extent[0], table.low) + outside), factor * (min(extent[1], table.high) + outside)]
-            table = dataclasses.replace(table, low=max(table.low, low), high=min(table.high, high))
-            depths = tuple(depth for depth in table.depths if table.can_complete(depth, table.base))
-            if depths:
-                narrowed.append(dataclasses.replace(table, depths=depths))
-        if not narrowed:
-            why = f"members have {min(reached):,} to {max(reached):,} {noun}, but it asks for {bound}"
-            raise _empty(space, label, f"{why}; widen it or the genes")
-        tables = narrowed
-    return tables
 
 
 def _tighter(bound: Bound, minimum: int | None, maximum: int | None) -> Bound:

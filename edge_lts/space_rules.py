@@ -12,8 +12,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from edge_lts.arch import DEFAULT_MAX_SEQ_LEN, DEFAULT_VOCAB_SIZE, MAX_DIMENSION, MAX_LAYERS, Architecture
-from edge_lts.errors import SpaceError
+from edge_lts.errors import ArchitectureError, SpaceError
 from edge_lts.precision import PRECISIONS
+from edge_lts.style import FAMILIES, STYLE_KEYS, checked
 
 MAX_CHOICES = 4096
 MAX_COUNT = 1 << 53
@@ -159,10 +160,11 @@ def _exact(value: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genes:
-    """The values that each gene may take, ascending. `d_inner` and `n_head` are chosen per layer.
+    """The values that each gene may take, ascending. `d_inner`, `n_head` and `n_kv_head` are chosen per layer.
 
-    `d_embed` and `vocab_size` without values are no genes: `Fixed` holds them. `precision` without values is none
-    either: the protocol says which. It has names instead of numbers, hence no bounds, and is not in GENE_KEYS.
+    `d_embed`, `vocab_size`, `d_head` and what is in STYLE_KEYS are no genes without values: `Fixed` holds them. Neither
+    is `n_kv_head`, then as n_head, nor `precision`: the protocol says which. Those that have names instead of numbers
+    have no bounds and are not in GENE_KEYS.
     """
 
     n_layer: tuple[int, ...]
@@ -172,6 +174,13 @@ class Genes:
     d_embed: tuple[int, ...] = ()
     vocab_size: tuple[int, ...] = ()
     precision: tuple[str, ...] = ()
+    n_kv_head: tuple[int, ...] = ()
+    d_head: tuple[int, ...] = ()
+    activation: tuple[str, ...] = ()
+    is_gated: tuple[bool, ...] = ()
+    norm: tuple[str, ...] = ()
+    position: tuple[str, ...] = ()
+    qkv_conv: tuple[int, ...] = ()
 
     def bounds_of(self, arch: Architecture) -> tuple[tuple[str, int, Side], ...]:
         """(gene, value, side) wherever `arch` has a gene's smallest or largest value, for a layer's genes in any layer.
@@ -181,7 +190,7 @@ class Genes:
         found: list[tuple[str, int, Side]] = []
         for gene in GENE_KEYS:
             values = getattr(self, gene)
-            own = {getattr(layer, gene) for layer in arch.layers} if gene in _LAYER_GENES else {getattr(arch, gene)}
+            own = {getattr(layer, gene) for layer in arch.layers} if gene in _LAYER_GENES else {gene_of(arch, gene)}
             if len(values) > 1:
                 found += [(gene, values[0], "low")] if values[0] in own else []
                 found += [(gene, values[-1], "high")] if values[-1] in own else []
@@ -190,15 +199,15 @@ class Genes:
     def widened(self, gene: str, side: Side) -> "Genes | None":
         """With more values of `gene` beyond that bound; None where there are none, as for a gene with a single value.
 
-        A quarter of the extent is added, at least one step, in steps of the last spacing; `n_head` gets the next power
-        of two. Raises SpaceError for what is no gene.
+        A quarter of the extent is added, at least one step, in steps of the last spacing; `n_head` and `n_kv_head` get
+        the next power of two. Raises SpaceError for what is no gene.
         """
         if gene not in GENE_KEYS:
             raise SpaceError(f"{gene!r:.80} is no gene; known: {', '.join(GENE_KEYS)}")
         values: tuple[int, ...] = getattr(self, gene)
         if len(values) < 2:
             return None
-        if gene == "n_head":
+        if gene in ("n_head", "n_kv_head"):
             further = [1 << values[-1].bit_length() if side == "high" else (1 << (values[0] - 1).bit_length()) >> 1]
         else:
             edge, before = (values[-1], values[-2]) if side == "high" else (values[0], values[1])
@@ -213,19 +222,45 @@ class Genes:
 
     def to_json(self) -> dict[str, Any]:
         data = {key: _choices_json(getattr(self, key)) for key in GENE_KEYS if getattr(self, key)}
-        return {**data, "precision": list(self.precision)} if self.precision else data
+        return data | {key: list(getattr(self, key)) for key in (*STYLE_KEYS, "precision") if getattr(self, key)}
 
     @classmethod
     def from_json(cls, data: object) -> "Genes":
         if isinstance(data, Mapping):
             for key in data:
-                if key in _FIXED_KEYS and key not in GENE_KEYS:
+                if key in _FIXED_KEYS and key not in (*GENE_KEYS, *STYLE_KEYS):
                     raise SpaceError(f"genes: {key} cannot be a gene; move it to [fixed]")
-        items = check_keys("genes", data, (*GENE_KEYS, "precision"), required=GENE_KEYS[:4])
-        return cls(
-            **{key: choices(f"genes.{key}", items[key], maximum=_limit(key)) for key in GENE_KEYS if key in items},
-            precision=_precisions(items["precision"]) if "precision" in items else (),
-        )
+        items = check_keys("genes", data, (*GENE_KEYS, *STYLE_KEYS, "precision"), required=GENE_KEYS[:4])
+        values: dict[str, Any] = {
+            key: choices(f"genes.{key}", items[key], maximum=_limit(key)) for key in GENE_KEYS if key in items
+        }
+        values |= {key: _styles(key, items[key]) for key in STYLE_KEYS if key in items}
+        return cls(**values, precision=_precisions(items["precision"]) if "precision" in items else ())
+
+
+def gene_of(arch: Architecture, gene: str) -> Any:
+    """What `arch` has of a gene that is no layer's; of `d_head` what the first layer has."""
+    return arch.head_width(arch.layers[0]) if gene == "d_head" else getattr(arch, gene)
+
+
+def _styles(key: str, data: object) -> tuple[Any, ...]:
+    """In the order of the file."""
+    if not isinstance(data, list) or not data:
+        raise SpaceError(f"genes.{key} must be a list with at least one value, not {data!r:.80}")
+    values = tuple(_style(f"genes.{key}", key, value) for value in data)
+    if any(value in values[:index] for index, value in enumerate(values)):
+        raise SpaceError(f"genes.{key} lists a value twice; remove one")
+    return values
+
+
+def _style(where: str, key: str, value: object) -> Any:
+    """A value of STYLE_KEYS in its one spelling. What a backbone does not take is found when one is built."""
+    if value is None:
+        raise SpaceError(f"{where} has an empty value; remove it")
+    try:
+        return checked(key, value, FAMILIES["transformer-xl" if value == "relative" else "gpt2"])
+    except ArchitectureError as error:
+        raise SpaceError(f"{where}: {error}") from error
 
 
 def _precisions(data: object) -> tuple[str, ...]:
@@ -239,13 +274,20 @@ def _precisions(data: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """What all members share. `d_embed` None follows d_model. What is a gene too counts for nothing here."""
+    """What all members share. None: `d_embed` follows d_model, `d_head` d_model / n_head, the rest the backbone. What
+    is a gene too counts for nothing here."""
 
     vocab_size: int = DEFAULT_VOCAB_SIZE
     d_embed: int | None = None
     embedding_factor: int = 1
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
     tie_embeddings: bool = True
+    d_head: int | None = None
+    activation: str | None = None
+    is_gated: bool | None = None
+    norm: str | None = None
+    position: str | None = None
+    qkv_conv: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in _FIXED_KEYS if getattr(self, key) is not None}
@@ -254,7 +296,9 @@ class Fixed:
     def from_json(cls, data: object) -> "Fixed":
         items = check_keys("fixed", data, _FIXED_KEYS)
         values: dict[str, Any] = {
-            key: integer(f"fixed.{key}", value) for key, value in items.items() if key != "tie_embeddings"
+            key: _style(f"fixed.{key}", key, value) if key in STYLE_KEYS else integer(f"fixed.{key}", value)
+            for key, value in items.items()
+            if key != "tie_embeddings"
         }
         if "tie_embeddings" in items:
             values["tie_embeddings"] = _boolean("fixed.tie_embeddings", items["tie_embeddings"])
@@ -296,9 +340,9 @@ class Rules:
         return cls(**values)
 
 
-GENE_KEYS = ("n_layer", "d_model", "d_inner", "n_head", "d_embed", "vocab_size")
-_LAYER_GENES = ("d_inner", "n_head")
-_FIXED_KEYS = ("vocab_size", "d_embed", "embedding_factor", "max_seq_len", "tie_embeddings")
+GENE_KEYS = ("n_layer", "d_model", "d_inner", "n_head", "d_embed", "vocab_size", "n_kv_head", "d_head")
+_LAYER_GENES = ("d_inner", "n_head", "n_kv_head")
+_FIXED_KEYS = ("vocab_size", "d_embed", "embedding_factor", "max_seq_len", "tie_embeddings", "d_head", *STYLE_KEYS)
 _RATIO_RULES = ("d_inner_over_d_model",)
 _BOUND_RULES = ("d_inner_over_d_model", "d_head", "decoder_params", "total_params", "weight_bytes")
 

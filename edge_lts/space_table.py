@@ -1,13 +1,13 @@
-"""What can be built at one width and embedding: layer shapes, what each costs, which parameter counts a depth reaches.
+"""What can be built at one width, embedding and style: layer shapes, what each costs, which counts a depth reaches.
 
 A decoder's parameters are a sum over its layers plus a constant, so the counts that m layers can reach form a small set
 of integers. It is kept as the bits of one integer (`reach[m]`), which makes "is there any member left?" exact, and
 counting the members works the same way with wider digits. Holds for every backbone whose count is additive over layers;
-both LTS backbones are. Where the costs share no useful unit, the interval between the extremes stands in for the set.
+all of ours are. Where the costs share no useful unit, the interval between the extremes stands in for the set.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.style import STYLE_KEYS
 
 # Machine words that may be touched per table: a few tens of milliseconds on a slow board.
 MAX_REACH_WORDS = 20_000_000
@@ -23,20 +24,28 @@ MAX_COUNT_WORDS = 200_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthTable:
-    """Layer shapes at one (d_model, d_embed, vocab_size) in canonical order, with bounds on the sum of their costs.
+    """Layer shapes of one width, embedding and style in canonical order, with bounds on the sum of their costs.
 
-    costs: decoder parameters that each shape adds, smallest and largest their extremes. base: decoder parameters
-    without any layer. outside: parameters outside the decoder. unit: greatest common divisor of the differences of
-    costs. reach: see the module, None if too large. low, high: inclusive bounds on decoder parameters. depths: the
-    numbers of layers for which a member exists, ascending.
+    style: width of the heads (None: d_model / n_head), then the values of STYLE_KEYS. heads: (n_head, n_kv_head), in
+    order. frame: a shape that says what `style` says; where heads fill d_model, an architecture does not write their
+    width. widths: what n_head and n_kv_head times the heads' width are in each shape (`q_width`, `kv_width`), where
+    that differs between shapes; nothing in spaces without `n_kv_head` and `d_head`. costs: decoder parameters that each
+    shape adds, smallest and largest their extremes. base: decoder parameters without any layer. outside: parameters
+    outside the decoder. unit: greatest common divisor of the differences of costs. reach: see the module, None if too
+    large. low, high: inclusive bounds on decoder parameters. depths: the numbers of layers for which a member exists,
+    ascending.
     """
 
     d_model: int
     d_embed: int
     vocab_size: int
+    style: tuple[Any, ...]
     d_inner: tuple[int, ...]
     n_head: tuple[int, ...]
+    heads: tuple[tuple[int, int], ...]
     shapes: tuple[LayerSpec, ...]
+    frame: int
+    widths: Mapping[str, tuple[int, ...]]
     costs: tuple[int, ...]
     smallest: int
     largest: int
@@ -54,27 +63,34 @@ class WidthTable:
         cls,
         d_model: int,
         d_inner: tuple[int, ...],
-        n_head: tuple[int, ...],
+        heads: tuple[tuple[int, int], ...],
         depths: tuple[int, ...],
         fixed: dict[str, Any],
         is_homogeneous: bool,
     ) -> "WidthTable":
         """Every shape, without bounds. Raises ArchitectureError where d_model and `fixed` contradict each other."""
-        shapes = tuple(LayerSpec(d_inner=inner, n_head=head) for inner in d_inner for head in n_head)
-        first = Architecture(d_model=d_model, layers=shapes[:1], **fixed)
-        count = first.parameter_count
-        costs = tuple(
-            first.replace(layers=(shapes[0], shape)).parameter_count.decoder - count.decoder for shape in shapes
+        shapes = tuple(
+            LayerSpec(d_inner=inner, n_head=head, n_kv_head=shared) for inner in d_inner for head, shared in heads
         )
+        ones = [Architecture(d_model=d_model, layers=(shape,), **fixed) for shape in shapes]
+        first = ones[0]
+        count = first.parameter_count
+        twice = first.replace(layers=shapes[:1] * 2).decoder_params
+        costs = tuple(twice - count.decoder + one.decoder_params - count.decoder for one in ones)
+        sums = {name: tuple(one.width_sums[name] for one in ones) for name in first.width_sums}
         smallest = min(costs)
         unit = math.gcd(*(cost - smallest for cost in costs)) or 1
         return cls(
             d_model=d_model,
             d_embed=first.d_embed,
             vocab_size=first.vocab_size,
+            style=(fixed.get("d_head"), *(getattr(first, key) for key in STYLE_KEYS)),
             d_inner=d_inner,
-            n_head=n_head,
+            n_head=tuple(dict.fromkeys(head for head, _ in heads)),
+            heads=heads,
             shapes=shapes,
+            frame=next((index for index, one in enumerate(ones) if one.d_head is not None), 0),
+            widths={name: values for name, values in sums.items() if len(set(values)) > 1},
             costs=costs,
             smallest=smallest,
             largest=max(costs),
@@ -98,17 +114,31 @@ class WidthTable:
         """Smallest and largest decoder_params over the depths of this table, bounds left aside."""
         return self.base + self.depths[0] * self.smallest, self.base + self.depths[-1] * self.largest
 
+    @property
+    def n_kv_head(self) -> tuple[int, ...]:
+        return tuple(sorted({shared for _, shared in self.heads}))
+
+    def shared_with(self, n_head: int) -> tuple[int, ...]:
+        """The values of n_kv_head that go with so many heads, ascending."""
+        return tuple(shared for head, shared in self.heads if head == n_head)
+
     def decoder_params(self, n_layer: NDArray[np.int64], d_inner_sum: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(n,) decoder parameters of stacks: linear in depth and the sum of d_inner, whatever the heads."""
+        """(n,) decoder parameters of stacks: linear in depth and the sum of d_inner. Only where `widths` is empty."""
+        if self.widths:
+            raise ValueError("here decoder parameters depend on the heads too")
         inner = self.d_inner
         per_unit = (self.costs[-1] - self.costs[0]) // (inner[-1] - inner[0]) if len(inner) > 1 else 0
         first = self.costs[0] - per_unit * inner[0]
         counts: NDArray[np.int64] = self.base + n_layer * first + per_unit * d_inner_sum
         return counts
 
-    def index(self, d_inner: int, n_head: int) -> int:
-        """Position of a shape; both values must be in this table."""
-        return self.d_inner.index(d_inner) * len(self.n_head) + self.n_head.index(n_head)
+    def index(self, d_inner: int, n_head: int, n_kv_head: int | None = None) -> int:
+        """Position of a shape, whose values must be in this table; n_kv_head None: the most there are."""
+        pair = (n_head, self.shared_with(n_head)[-1] if n_kv_head is None else n_kv_head)
+        return self.d_inner.index(d_inner) * len(self.heads) + self.heads.index(pair)
+
+    def index_of(self, layer: LayerSpec) -> int:
+        return self.index(layer.d_inner, layer.n_head, layer.n_kv_head)
 
     def is_within(self, picks: list[int]) -> bool:
         """Whether layers of these shapes keep the bounds on decoder parameters."""

@@ -1,12 +1,14 @@
-"""Backbones as torch modules, built from an Architecture: one file per backbone, looked up here by name."""
+"""Backbones as torch modules, built from an Architecture and looked up here by name."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from edge_lts.arch import Architecture
 from edge_lts.errors import EvaluationError
-from edge_lts.model.gpt2 import Gpt2, KVCache
+from edge_lts.model.attention import KVCache
+from edge_lts.model.gpt2 import Gpt2, PrimerBlock
 from edge_lts.model.layers import FLOATS
 from edge_lts.model.opt import Opt
 from edge_lts.model.quantised import Fill, Int8Parts
@@ -19,7 +21,15 @@ __all__ = ["BUILDERS", "Cache", "Gpt2", "KVCache", "Model", "Opt", "SegmentMemor
 Model = Gpt2 | TransformerXl
 Cache = KVCache | SegmentMemory
 
-BUILDERS: dict[str, Callable[..., Model]] = {"gpt2": Gpt2, "opt": Opt, "transformer-xl": TransformerXl}
+BUILDERS: dict[str, Callable[..., Model]] = {
+    "gpt2": Gpt2,
+    "llama": Gpt2,
+    "opt": Opt,
+    "primer": partial(Gpt2, block=PrimerBlock),
+    "primer-ez": Gpt2,
+    "transformer++": Gpt2,
+    "transformer-xl": TransformerXl,
+}
 
 
 def build_model(arch: Architecture, precision: str = "float32", *, fill: Fill = fill_one) -> Model:

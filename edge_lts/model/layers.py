@@ -1,12 +1,18 @@
-"""What every backbone is made of: layers of torch without the time spent on initial values.
+"""What every backbone is made of: layers of torch without the time spent on initial values, norms and the FFN.
 
 A backbone asks its `Parts` for weight matrices, so that one description serves every precision (`quantised` has the
 int8 parts). Whoever builds a model of floats fills its parameters (`edge_lts.profile.weights`) or loads them first.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.style import relu_power
 
 # Which positions a forward returns: a board that generates needs the last, the paper's protocol computes all.
 Logits = Literal["last", "all"]
@@ -63,3 +69,39 @@ FLOATS = Parts()
 def transposed(projection: nn.Module, x: Tensor) -> Tensor:
     y: Tensor = cast(Any, projection).transposed(x)
     return y
+
+
+def norm_of(arch: Architecture) -> nn.Module:
+    epsilon = arch.family.norm_epsilon
+    return nn.RMSNorm(arch.d_model, epsilon) if arch.norm == "rmsnorm" else nn.LayerNorm(arch.d_model, epsilon)
+
+
+def activation_of(name: str | None) -> Callable[[Tensor], Tensor]:
+    """The function that an architecture's `activation` names; GELU in its tanh form."""
+    power = relu_power(name or "")
+    if power is None:
+        return functional.silu if name == "silu" else partial(functional.gelu, approximate="tanh")
+    if power == 1:
+        return functional.relu
+    return lambda x: functional.relu(x).square() if power == 2 else functional.relu(x).pow(power)
+
+
+class FeedForward(nn.Module):
+    """One inner layer of d_inner. Gated (Shazeer 2020, arXiv 2002.05202), `up` makes the gates first, then what they
+    are multiplied with."""
+
+    def __init__(self, arch: Architecture, spec: LayerSpec, parts: Parts) -> None:
+        super().__init__()
+        bias = arch.family.has_biases
+        self.is_gated = arch.is_gated
+        self.activation = activation_of(arch.activation)
+        self.up = parts.linear(arch.d_model, (2 if arch.is_gated else 1) * spec.d_inner, bias=bias)
+        self.down = parts.linear(spec.d_inner, arch.d_model, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.is_gated:
+            gates_BTF, x_BTF = self.up(x_BTD).chunk(2, dim=-1)
+            gated_BTD: Tensor = self.down(self.activation(gates_BTF) * x_BTF)
+            return gated_BTD
+        y_BTD: Tensor = self.down(self.activation(self.up(x_BTD)))
+        return y_BTD

@@ -7,27 +7,18 @@ d_model. Around it stands the post-norm block of `transformer_xl.py`. The larger
 here.
 """
 
-from collections.abc import Iterable
+from functools import partial
 
-from torch import nn
-
-from edge_lts.arch import OPT_FIRST_POSITION, Architecture, LayerSpec
-from edge_lts.model.gpt2 import Attention, Gpt2
+from edge_lts.arch import Architecture
+from edge_lts.counting import OPT_FIRST_POSITION
+from edge_lts.model.attention import Attention
+from edge_lts.model.gpt2 import Gpt2
 from edge_lts.model.layers import FLOATS, Parts
 from edge_lts.model.transformer_xl import Block
-
-
-class Decoder(nn.Module):
-    """The blocks: exactly what the proxy `decoder_params` counts."""
-
-    def __init__(self, d_model: int, layers: Iterable[LayerSpec], parts: Parts) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(d_model, spec, parts, Attention) for spec in layers)
-        self.norm = nn.Identity()
 
 
 class Opt(Gpt2):
     """The whole language model. Constructed uninitialised; see `edge_lts.model.build_model`."""
 
     def __init__(self, arch: Architecture, parts: Parts = FLOATS) -> None:
-        super().__init__(arch, parts, Decoder, OPT_FIRST_POSITION)
+        super().__init__(arch, parts, partial(Block, attention=Attention), OPT_FIRST_POSITION)

@@ -19,7 +19,7 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from torch.nn import functional
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.model.adaptive import AdaptiveEmbedding, build_ends
-from edge_lts.model.layers import FLOATS, Logits, Parts
+from edge_lts.model.gpt2 import Decoder, MakeBlock
+from edge_lts.model.layers import FLOATS, FeedForward, Logits, Parts, norm_of
 
 
 def sinusoids(distances_S: Tensor, d_model: int) -> Tensor:
@@ -142,8 +143,9 @@ class SegmentMemory:
 class RelativeAttention(nn.Module):
     """Causal attention whose scores are (q + u) k + (q + v) W R[distance], over sqrt(d_head)."""
 
-    def __init__(self, d_model: int, n_head: int, parts: Parts) -> None:
+    def __init__(self, arch: Architecture, spec: LayerSpec, parts: Parts) -> None:
         super().__init__()
+        d_model, n_head = arch.d_model, spec.n_head
         self.d_model = d_model
         self.n_head = n_head
         d_head = d_model // n_head
@@ -202,46 +204,23 @@ def shift(bias_BNTS: Tensor) -> Tensor:
     return bias_BNTS.flatten(-2)[..., T - 1 :].unfold(-1, S, S - 1)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, d_model: int, d_inner: int, parts: Parts) -> None:
-        super().__init__()
-        self.up = parts.linear(d_model, d_inner)
-        self.down = parts.linear(d_inner, d_model)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.down(functional.relu(self.up(x_BTD)))
-        return y_BTD
-
-
 class Block(nn.Module):
     """One post-norm decoder layer, from its spec alone; `opt.py` has it with another attention."""
 
     def __init__(
-        self,
-        d_model: int,
-        spec: LayerSpec,
-        parts: Parts,
-        attention: Callable[[int, int, Parts], nn.Module] = RelativeAttention,
+        self, arch: Architecture, spec: LayerSpec, parts: Parts, attention: MakeBlock = RelativeAttention
     ) -> None:
         super().__init__()
-        self.attention = attention(d_model, spec.n_head, parts)
-        self.attention_norm = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, spec.d_inner, parts)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.attention = attention(arch, spec, parts)
+        self.attention_norm = norm_of(arch)
+        self.feed_forward = FeedForward(arch, spec, parts)
+        self.feed_forward_norm = norm_of(arch)
 
     def forward(self, x_BTD: Tensor, *past: Any) -> Tensor:
         """`past` is what the attention takes beside its input."""
         x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, *past))
         y_BTD: Tensor = self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
         return y_BTD
-
-
-class Decoder(nn.Module):
-    """The blocks: exactly what the proxy `decoder_params` counts."""
-
-    def __init__(self, d_model: int, layers: Iterable[LayerSpec], parts: Parts) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(d_model, spec, parts) for spec in layers)
 
 
 class TransformerXl(nn.Module):
@@ -257,7 +236,7 @@ class TransformerXl(nn.Module):
         ends = build_ends(arch, parts)
         self.token_embedding, self.head = ends.token_embedding, ends.head
         self.embedding_projection, self.head_projection = ends.embedding_projection, ends.head_projection
-        self.decoder = Decoder(arch.d_model, arch.layers, parts)
+        self.decoder = Decoder(arch, parts, Block)
 
     @property
     def dtype(self) -> torch.dtype:

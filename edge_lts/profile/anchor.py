@@ -6,8 +6,9 @@ never change: one prefill and one decoded token of a small model, and a product 
 streams it from memory. The cost model of guided search learns how much each of them says about a candidate's time.
 
 The first passes also run every kind of operator that the candidate will, so that what a process pays once lies in the
-memory baseline; the anchors stay alive and in that baseline until the candidate is done. They are float32 whatever the
-candidate is, so that all candidates compare; one in another precision has a small model of its own run once besides.
+memory baseline; the anchors stay alive and in that baseline until the candidate is done. They are float32 and in their
+backbone's own style whatever the candidate is, so that all candidates compare; one in another precision or style has a
+small model of its own run once besides.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from edge_lts.model import build_model
 from edge_lts.profile.latency import Timer, make_timers
 from edge_lts.profile.weights import fill_tensors, fill_weights
 from edge_lts.records import Protocol
+from edge_lts.style import STYLE_KEYS
 
 STREAM_WIDTH = 2048  # numbers a side: 16 MB
 
@@ -46,8 +48,9 @@ class Anchor:
             context_tokens=min(protocol.context_tokens, longest),
             mem_len=None,
         )
-        self._kept = [_runners(small, precision_of(arch, protocol), short)]
-        if precision_of(arch, protocol) != "float32":
+        alike = _in_style_of(arch, small)
+        self._kept = [_runners(alike, precision_of(arch, protocol), short)]
+        if precision_of(arch, protocol) != "float32" or alike != small:
             self._kept.append(_runners(small, "float32", short))
         prefill, decode, _ = self._kept[-1]
         matrix, vector = torch.empty(STREAM_WIDTH, STREAM_WIDTH), torch.empty(STREAM_WIDTH)
@@ -71,6 +74,14 @@ class Anchor:
 
     def medians_s(self) -> dict[str, float]:
         return {name: stats.median(timer.samples_s) for name, timer in self._timers.items()}
+
+
+def _in_style_of(arch: Architecture, small: Architecture) -> Architecture:
+    """`small` with what `arch` has of its own: style, and keys and values that heads share."""
+    is_shared = any(layer.n_kv_head != layer.n_head for layer in arch.layers)
+    layers = tuple(dataclasses.replace(layer, n_kv_head=layer.n_head // 2) for layer in small.layers)
+    style = {key: getattr(arch, key) for key in STYLE_KEYS}
+    return small.replace(**style, layers=layers if is_shared else small.layers)
 
 
 def _runners(arch: Architecture, precision: str, protocol: Protocol) -> tuple[Timer, Timer, Timer]:

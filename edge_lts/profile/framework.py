@@ -28,15 +28,20 @@ _N_SAMPLES = 7
 
 
 def narrow(arch: Architecture, protocol: Protocol) -> Architecture:
-    """The same backbone, depth and kind of embedding at width 8, with room for the protocol's context."""
-    small = Architecture(
-        backbone=arch.backbone,
+    """The same backbone, style, depth and kind of embedding at width 8, with room for the protocol's context. Heads
+    that share keys and values do so here too."""
+    small = arch.replace(
         d_model=_WIDTH,
-        layers=tuple(LayerSpec(d_inner=_WIDTH, n_head=1) for _ in arch.layers),
+        d_embed=_WIDTH,
+        d_head=None,
+        layers=tuple(
+            LayerSpec(d_inner=_WIDTH, n_head=1 if layer.n_kv_head == layer.n_head else 2, n_kv_head=1)
+            for layer in arch.layers
+        ),
+        embedding_factor=1,
+        cutoffs=None,
         vocab_size=4 * _WIDTH,
         max_seq_len=protocol.context_tokens + 1,
-        tie_embeddings=arch.tie_embeddings,
-        precision=arch.precision,
     )
     return small.replace(embedding_factor=2, cutoffs=(_WIDTH, 2 * _WIDTH)) if arch.embedding_factor > 1 else small
 

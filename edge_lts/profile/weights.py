@@ -10,6 +10,7 @@ rounded as they are copied.
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,18 @@ _STRIDE = 40_503  # odd: the next copy starts elsewhere in the block, and _BLOCK
 
 
 def fill_weights(model: nn.Module) -> int:
-    """Fill all parameters of `model` in place; returns the bytes of its weights. Norms get weights near 1.
+    """Fill all parameters of `model` in place; returns the bytes of its weights. Norms get weights near 1, and whatever
+    says what its `weight` lies around gets that.
 
     int8 weights were filled when they were made (`edge_lts.model.build_model`) and only count.
     """
     n_bytes = fill_tensors(model.parameters())
     with torch.inference_mode():
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.weight.add_(1.0)
+            centre = 1.0 if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) else getattr(module, "centre", None)
+            if centre is not None:
+                weight: Any = module.weight
+                weight.add_(centre)
             n_bytes += int(getattr(module, "n_bytes", 0))
     return n_bytes
 

@@ -19,7 +19,8 @@ from edge_lts_host.errors import UsageError
 from edge_lts_host.toml_files import BadToml, builtin_dir, config_dir, read_toml
 
 if TYPE_CHECKING:
-    from edge_lts.arch import Architecture, ParameterCount
+    from edge_lts.arch import Architecture
+    from edge_lts.counting import ParameterCount
     from edge_lts.records import Protocol
 
 # What `default_space` assumes of a board: a slow one, a Raspberry Pi 4 in float32. Guesses that only choose between our

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_lts.arch import Architecture, LayerSpec, embedding_and_head
+from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.counting import embedding_and_head
 
 torch = pytest.importorskip("torch")
 

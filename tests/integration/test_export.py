@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edge_lts.arch import Architecture, LayerSpec
+from edge_lts.arch import BACKBONES, Architecture, LayerSpec
 from edge_lts_host.errors import HostError
 from edge_lts_host.export import export, write_torch
 from tests.support import require
@@ -43,8 +43,30 @@ VARIANTS = {
         "-adaptive-untied": {"embedding_factor": 2, "cutoffs": (50, 100), "tie_embeddings": False, "d_embed": 48},
     }.items()
 }
+SHARED = (LayerSpec(d_inner=96, n_head=2, n_kv_head=1), LayerSpec(d_inner=200, n_head=8, n_kv_head=2))
+VARIANTS |= {
+    "llama": shape("llama"),
+    "llama-shared": shape("llama", layers=SHARED, d_head=24, tie_embeddings=False),
+    "transformer++": shape("transformer++"),
+    "primer-ez": shape("primer-ez"),
+    "primer": shape("primer"),
+    "gpt2-relu2": shape("gpt2", activation="relu2"),
+    "gpt2-no-positions": shape("gpt2", position="none", activation="relu1.5"),
+    "gpt2-everything": shape(
+        "gpt2",
+        layers=SHARED,
+        d_head=12,
+        position="rotary",
+        norm="rmsnorm",
+        activation="relu3",
+        is_gated=True,
+        qkv_conv=3,
+        embedding_factor=4,
+        cutoffs=(50, 100),
+    ),
+}
 every_variant = pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS.keys())
-every_backbone = pytest.mark.parametrize("backbone", ["gpt2", "opt", "transformer-xl"])
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 
 
 def load(folder: Path) -> ModuleType:
@@ -146,7 +168,8 @@ def test_every_parameter_learns(arch: Architecture, tmp_path: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert 4.5 < losses[0] < 9.0  # nothing is known at first: ln 211 is 5.35, rare tokens of an adaptive head cost more
-    assert losses[-1] < 0.9 * losses[0]
+    # A norm behind the FFN drowns small embeddings at first, as Primer has it: slower, and downwards all the same.
+    assert losses[-1] < (0.98 if arch.backbone == "primer" else 0.9) * losses[0]
     assert not [name for name, parameter in model.named_parameters() if torch.equal(parameter, start[name])]
 
 
@@ -204,7 +227,10 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["gpt2", "opt-untied-narrow", "transformer-xl", "transformer-xl-adaptive"])
+HUGGED = ["gpt2", "opt-untied-narrow", "transformer-xl", "transformer-xl-adaptive", "llama-shared", "primer"]
+
+
+@pytest.fixture(scope="module", params=HUGGED)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, modules_cache: None) -> Path:
     """DIR of an export of weights that edge-lts's own model has."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -336,7 +362,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 # --- ONNX ---
 
 
-@pytest.mark.parametrize("name", ["gpt2-adaptive", "opt-untied-narrow", "transformer-xl"])
+@pytest.mark.parametrize("name", ["gpt2-adaptive", "opt-untied-narrow", "transformer-xl", "llama"])
 def test_onnx_gives_the_results_of_edge_lts(name: str, tmp_path: Path) -> None:
     require("torch", has("onnx", "onnxscript", "onnxruntime"), "the extra `export` is not installed")
     import onnxruntime
@@ -367,3 +393,31 @@ def test_onnx_gives_the_results_of_edge_lts(name: str, tmp_path: Path) -> None:
         for _ in range(8):
             tokens = torch.cat([tokens, ours(tokens)[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert done.stdout == f"generated {tokens[0].tolist()}\n"
+
+
+@pytest.mark.parametrize("name", ["primer", "gpt2-everything"])
+def test_onnx_carries_what_convolutions_look_back_on(name: str, tmp_path: Path) -> None:
+    require("torch", has("onnx", "onnxscript", "onnxruntime"), "the extra `export` is not installed")
+    import onnxruntime
+
+    arch, ours = VARIANTS[name], filled(VARIANTS[name])
+    torch.save(ours.state_dict(), tmp_path / "own.pt")
+    (written,) = export(arch, tmp_path, ("onnx",), checkpoint=tmp_path / "own.pt")
+    prefill, decode = (onnxruntime.InferenceSession(written.folder / f"{part}.onnx") for part in ("prefill", "decode"))
+    names = [given.name for given in decode.get_inputs()[1:]]
+    assert names[:5] == ["past_tail_qk_0", "past_tail_v_0", "past_keys_0", "past_values_0", "past_tail_qk_1"]
+    tokens = some_tokens(20, batch=2)
+    with torch.no_grad():
+        expected = ours(tokens, logits="all")
+    for n_prompt in (1, 2, 9):
+        scores, *past = prefill.run(None, {"tokens": tokens[:, :n_prompt].numpy()})
+        assert past[0].shape[2] == 2
+        assert past[2].shape[2] == n_prompt
+        for at in range(n_prompt, n_prompt + 5):
+            torch.testing.assert_close(torch.from_numpy(scores)[:, 0], expected[:, at - 1], **CLOSE)
+            inputs = dict(zip(names, past, strict=True))
+            scores, *past = decode.run(None, {"tokens": tokens[:, at : at + 1].numpy(), **inputs})
+    done = subprocess.run(
+        [sys.executable, written.folder / "example.py", "5", "6"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ def recipe(architecture: Architecture, train_tokens: float | None = None) -> dic
 
 def flops_per_token(architecture: Architecture, window: int) -> float:
     """Of training, without embedding and head: 6 per decoder parameter, and attention over `window` (as Bi et al.)."""
-    return 6.0 * architecture.decoder_params + 12.0 * architecture.n_layer * architecture.d_model * window
+    return 6.0 * architecture.decoder_params + 12.0 * architecture.width_sums["q_width"] * window
 
 
 def write_recipe(architecture: Architecture, folder: Path, train_tokens: float | None = None) -> dict[str, Any]:

@@ -34,6 +34,14 @@ VARIANTS = [
     for is_tied in (True, False)
 ]
 
+SHARED = (LayerSpec(d_inner=96, n_head=4, n_kv_head=2), LayerSpec(d_inner=200, n_head=8, n_kv_head=2))
+VARIANTS += [shape(backbone=backbone) for backbone in ("llama", "transformer++", "primer-ez", "primer")]
+VARIANTS += [
+    shape(backbone="llama", layers=SHARED, d_head=16),
+    shape(activation="relu2", position="none", norm="rmsnorm"),
+    shape(activation="relu1.5", position="rotary", qkv_conv=3, layers=SHARED, is_gated=True, d_head=20),
+]
+
 
 def test_the_torch_folder_needs_nothing_of_edge_lts(tmp_path: Path) -> None:
     for index, arch in enumerate(VARIANTS):
@@ -49,7 +57,9 @@ def test_the_torch_folder_needs_nothing_of_edge_lts(tmp_path: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         assert Architecture.from_json(config["edge_lts"]["architecture"]) == arch
         assert config["clusters"] == [list(cluster) for cluster in arch.clusters]
-        assert config["layers"] == [layer.to_json() for layer in arch.layers]
+        for layer, spec in zip(config["layers"], arch.layers, strict=True):
+            more = {} if source.is_plain(arch) else {"n_kv_head": spec.n_kv_head, "d_head": arch.head_width(spec)}
+            assert layer == {**spec.to_json(), **more}
 
 
 def test_everything_written_is_clean_python(tmp_path: Path) -> None:
@@ -73,6 +83,13 @@ def test_only_the_wanted_parts_are_in_the_model() -> None:
     assert "AdaptiveHead" in adaptive
     assert "RelativeAttention" not in plain
     assert "RelativeAttention" in source.model_source(shape(backbone="transformer-xl"))
+    for words in (("class RMSNorm", "def rotate", "chunk(2"), ("class CausalConv", "behind_tail")):
+        assert not [word for word in words if word in plain]
+    llama, primer = (source.model_source(shape(backbone=backbone)) for backbone in ("llama", "primer"))
+    assert "class RMSNorm" in llama
+    assert "CausalConv" not in llama
+    assert "class CausalConv" in primer
+    assert "RMSNorm" not in primer
 
 
 def exported(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> dict[str, object]:
