@@ -104,6 +104,10 @@ def _run(arguments: argparse.Namespace, emit: Emitter) -> int:
         from edge_lts import worker
 
         return worker.serve(emit, sys.stdin.fileno(), verbs.own_command(arguments.site), root=arguments.root)
+    if verb in ("train", "score"):
+        from edge_lts import trainer
+
+        return trainer.run(arguments, emit)
     if verb == "stop":
         return verbs.stop(emit, arguments.run_dir, timeout_s=arguments.timeout)
     from edge_lts import transfer
@@ -144,6 +148,14 @@ def _parser() -> argparse.ArgumentParser:
 
     worker = verbs.add_parser("worker", help="measure what stdin asks for, one JSON line each, for a pool of boards")
     worker.add_argument("--root", type=_folder, help="folder of board.lock")
+
+    train = verbs.add_parser("train", help="train the models of a job's folder")
+    train.add_argument("job_dir", type=_folder)
+    train.add_argument("--root", type=_folder, help="folder of board.lock")
+    train.add_argument("--worker", action="store_true", help="internal: one of its processes")
+
+    score = verbs.add_parser("score", help="proxies that need the model, of architectures read as JSON from stdin")
+    score.add_argument("--root", type=_folder, help="folder of board.lock")
 
     status = verbs.add_parser("status", help="say how runs are doing")
     status.add_argument("paths", nargs="+", type=_folder, metavar="ROOT|RUN_DIR")

@@ -24,6 +24,7 @@ from edge_lts.baselining import Baselining
 from edge_lts.budget import Budget, Durations
 from edge_lts.confirming import Confirming
 from edge_lts.errors import DiskError, EdgeLtsError, EvaluationError, LedgerError
+from edge_lts.estimating import with_quality
 from edge_lts.job import Lock
 from edge_lts.ledger import Ledger, LedgerReader
 from edge_lts.preparation import add_facts, check_meter, check_spec, describe_device, make_searcher, memory_limit_now
@@ -80,7 +81,7 @@ class Supervisor:
         self._folder = folder
         self._root = folder.default_root if root is None else root
         self._spec = folder.read_spec()
-        check_spec(folder, self._spec)
+        self._proxy = check_spec(folder, self._spec)
         self._emit = emit
         self._make_measurer = make_measurer
         self._clock = clock
@@ -419,7 +420,7 @@ class Supervisor:
         spent_s, measured_at = round(self._budget.spent_s(), 3), now_utc()
         changes: dict[str, Any] = {"purpose": purpose, "spent_s": spent_s, "measured_at": measured_at}
         # The searcher's own architecture: one copy in memory.
-        outcome = dataclasses.replace(outcome, architecture=architecture, **changes)
+        outcome = dataclasses.replace(with_quality(outcome, self._proxy), architecture=architecture, **changes)
         if candidate is not None and isinstance(outcome, Evaluation) and (candidate.origin or candidate.predicted):
             conditions = {**outcome.conditions, "origin": candidate.origin}
             outcome = dataclasses.replace(outcome, predicted=dict(candidate.predicted), conditions=conditions)

@@ -33,7 +33,7 @@ from edge_lts.status import runs_of
 
 CHUNK_BYTES = 64 << 10
 PREFIX_BYTES = 64 << 10
-OURS = ("env", "agents", "runs")
+OURS = ("env", "agents", "runs", "trainings")
 
 
 class PullError(EdgeLtsError):
@@ -140,7 +140,7 @@ def _end_of_last_line(file: IO[bytes], low: int, high: int) -> int:
 
 
 def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
-    """Remove env/, agents/ and runs/ of a device root. Raises LockedError while a run is alive."""
+    """Remove env/, agents/, runs/ and trainings/ of a device root. Raises LockedError while a run is alive."""
     import shutil  # 0.5 MB that the supervisor does not need
 
     from edge_lts.surroundings import restored_governors
@@ -151,7 +151,8 @@ def clean(emit: Emit, root: Path, *, keep_runs: bool, is_dry_run: bool) -> int:
     _check_is_ours(root)
     names = [name for name in OURS if (root / name).is_dir()]
     sizes = {name: _size(root / name) for name in names}
-    doomed = [name for name in ("runs", "env", "agents") if name in names and not (keep_runs and name == "runs")]
+    kept = ("runs", "trainings") if keep_runs else ()
+    doomed = [name for name in ("runs", "trainings", "env", "agents") if name in names and name not in kept]
     if is_dry_run:
         emit({"event": "cleaned", "root": str(root), "sizes": sizes, "removed": [], "is_dry_run": True})
         return 0

@@ -53,7 +53,7 @@ PUT_S = 600.0
 PULL_S = 3600.0
 _PIECE_BYTES = 8 << 20
 _NOT_STARTED = (1, 2, 126, 127)
-_LOCKING_VERBS = ("search", "on-boot", "measure", "worker", "clean")
+_LOCKING_VERBS = ("search", "on-boot", "measure", "worker", "clean", "train", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -397,7 +397,7 @@ def test_wrong_offsets_are_refused(finished: Board, offsets: str) -> None:
 
 @pytest.fixture
 def root(finished: Board, tmp_path: Path) -> Path:
-    for name in ("env/lock1/torch", "agents"):
+    for name in ("env/lock1/torch", "agents", "trainings/0123456789ab"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_bytes(b"x" * 1000)
     return tmp_path
@@ -409,7 +409,7 @@ def test_clean_removes_all_that_is_ours(root: Path, events: list[dict[str, Any]]
     assert events[0]["removed"] == []
     assert (root / "env").exists()
     transfer.clean(lambda event: events.append(dict(event)), root, keep_runs=False, is_dry_run=False)
-    assert events[1]["removed"] == ["runs", "env", "agents"]
+    assert events[1]["removed"] == ["runs", "trainings", "env", "agents"]
     assert not root.exists()
     transfer.clean(lambda event: events.append(dict(event)), root, keep_runs=False, is_dry_run=False)
     assert events[2]["removed"] == []
@@ -418,6 +418,7 @@ def test_clean_removes_all_that_is_ours(root: Path, events: list[dict[str, Any]]
 def test_clean_can_keep_the_runs(root: Path, events: list[dict[str, Any]]) -> None:
     transfer.clean(lambda event: events.append(dict(event)), root, keep_runs=True, is_dry_run=False)
     assert (root / "runs/run/ledger.jsonl").exists()
+    assert (root / "trainings/0123456789ab/file").exists()
     assert not (root / "env").exists()
 
 

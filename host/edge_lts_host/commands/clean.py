@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     columns = (
         ("host", "host", render.text),
         ("root", "directory", render.text),
-        *((name, name, render.size) for name in ("env", "agents", "runs")),
+        *((name, name, render.size) for name in ("env", "agents", "runs", "trainings")),
         ("removed", "removed", lambda names: ", ".join(names) or "nothing"),
     )
     if is_asking:
