@@ -29,6 +29,9 @@ VERBS = (
     "measure",
     "params",
     "clean",
+    "proxies",
+    "calibrate",
+    "validate",
     "bench",
 )
 

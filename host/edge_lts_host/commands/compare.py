@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _transfer(args: argparse.Namespace, folders: list[RunFolder], free: list[str]) -> None:
     """One session on the board of each run, with members of all frontiers that it may be compared with."""
+    from edge_lts.objectives import QUALITY
     from edge_lts_host.errors import UsageError
     from edge_lts_host.report import render
     from edge_lts_host.report.sides import grouped, load_sides, shared_axes
@@ -85,7 +86,9 @@ def _transfer(args: argparse.Namespace, folders: list[RunFolder], free: list[str
     work = []
     by_id = {folder.run_id: folder for folder in folders}
     for group in grouped(load_sides(folders), free):
-        axes = [axis.name for axis in shared_axes(group) if axis.name.endswith("_latency_s")]
+        shared = shared_axes(group)
+        axes = [axis.name for axis in shared if axis.name.endswith("_latency_s")]
+        quality = QUALITY if any(axis.name == QUALITY for axis in shared) else "decoder_params"
         if len(group) < 2 or not axes:
             continue
         for side in group:
@@ -93,14 +96,16 @@ def _transfer(args: argparse.Namespace, folders: list[RunFolder], free: list[str
             if side.is_emulated:
                 render.warn(f"{side.run_id} is emulated: its timings are no performance, so nothing is timed there")
             elif others and side.members:
-                work.append((by_id[side.run_id], side, others, axes[0]))
+                work.append((by_id[side.run_id], side, others, axes[0], quality))
     if not work:
         raise UsageError("--transfer: none of these runs has a board and a frontier that another one can be timed on")
-    for folder, side, others, latency in work:
-        _session(args, folder, side, others, latency)
+    for folder, side, others, latency, quality in work:
+        _session(args, folder, side, others, latency, quality)
 
 
-def _session(args: argparse.Namespace, folder: RunFolder, side: Side, others: list[Side], latency: str) -> None:
+def _session(
+    args: argparse.Namespace, folder: RunFolder, side: Side, others: list[Side], latency: str, quality: str
+) -> None:
     import posixpath
     import time
     from dataclasses import replace
@@ -122,7 +127,7 @@ def _session(args: argparse.Namespace, folder: RunFolder, side: Side, others: li
     plan, architectures = [], {}
     for other in others:
         members = transfer.chosen(other.members, args.transfer_members)
-        plan += transfer.plan(other.run_id, members, side.members, protocol, latency)
+        plan += transfer.plan(other.run_id, members, side.members, protocol, latency, quality)
     for each in (side, *others):
         architectures.update({one["arch_id"]: Architecture.from_json(one["architecture"]) for one in each.members})
     n = len({one.arch_id for one in plan} | {one.rival for one in plan if one.rival})

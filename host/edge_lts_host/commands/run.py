@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--objectives", metavar="A,B,...", help="(default: decoder_params,decode_latency_s,peak_memory_bytes)"
     )
     group.add_argument(
+        "--proxy",
+        metavar="FILE",
+        help="search the quality of this proxy.json, not decoder_params (default: none)",
+    )
+    group.add_argument(
         "--objective-command",
         metavar="NAME=min|max:COMMAND",
         action="append",

@@ -22,7 +22,7 @@ def hypervolume(sides: Sequence[Side], axes: Sequence[Objective]) -> dict[str, A
     """Volumes in logarithmic units (a factor is a length) up to a tenth beyond the worst value of any frontier.
 
     `low` and `high`: all of a run's values at the bad or the good ends of their intervals at once, which is wide. None
-    with fewer than two axes to compare on, or where a value is not positive.
+    with fewer than two axes to compare on, or where a value has no logarithm.
     """
     import moocore  # type: ignore[import-untyped]  # it ships no types
     import numpy as np
@@ -36,15 +36,15 @@ def hypervolume(sides: Sequence[Side], axes: Sequence[Objective]) -> dict[str, A
     firm = []
     for side in sides:
         rows = [[_three(side, axis, entry) for axis in axes] for entry in side.members]
-        if any(value is None or min(value) <= 0 for row in rows for value in row):
-            return None
         for index, kind in enumerate(losses):
-            losses[kind].append(
-                [
-                    [axis.loss(math.log((value or ())[index])) for axis, value in zip(axes, row, strict=True)]
-                    for row in rows
-                ]
-            )
+            logs = [
+                [None if value is None else axis.log(value[index]) for axis, value in zip(axes, row, strict=True)]
+                for row in rows
+            ]
+            known = [[axis.loss(log) for axis, log in zip(axes, row, strict=True) if log is not None] for row in logs]
+            if any(len(row) < len(axes) for row in known):
+                return None
+            losses[kind].append(known)
         firm.append(
             all(
                 is_firm(side.bounds(axis.name, entry["objectives"][axis.name]))
@@ -61,7 +61,7 @@ def hypervolume(sides: Sequence[Side], axes: Sequence[Objective]) -> dict[str, A
     }
     return {
         "axes": [axis.name for axis in axes],
-        "reference": {axis.name: math.exp(axis.loss(float(at))) for axis, at in zip(axes, corner, strict=True)},
+        "reference": {axis.name: axis.from_log(axis.loss(float(at))) for axis, at in zip(axes, corner, strict=True)},
         "joint": joint,
         "runs": [
             {

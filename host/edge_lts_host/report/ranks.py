@@ -56,14 +56,14 @@ def rank_correlation(pairs: Sequence[Pair]) -> dict[str, Any]:
     drawn = np.zeros((_N_DRAWS, len(pairs)))  # how often each architecture is in a draw
     for row in drawn:
         row += np.bincount(rng.integers(0, len(pairs), n), minlength=len(pairs))
-    for name, values in (("spearman", _spearmans(a, b, drawn)), ("kendall", _kendalls(a, b, drawn))):
+    for name, values in (("spearman", spearmans(a, b, drawn)), ("kendall", kendalls(a, b, drawn))):
         if found[name] is not None and len(values) > _N_DRAWS // 2:
             low, high = (float(bound) for bound in np.quantile(values, [0.025, 0.975]))
             found[f"{name}_ci95"] = [min(low, found[name]), max(high, found[name])]
     return found
 
 
-def _spearmans(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
+def spearmans(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
     """Spearman's rho of each draw (a row of `drawn`, times that each architecture is in it); those without one left
     out."""
     import numpy as np
@@ -82,11 +82,13 @@ def _spearmans(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
     return found
 
 
-def _kendalls(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
-    """tau-b of each draw, in the same way."""
+def kendalls(a: Numbers, b: Numbers, drawn: Numbers, counted: Numbers | None = None) -> Numbers:
+    """tau-b of each draw, in the same way; only over the pairs that are 1 in `counted` (n, n), if given."""
     import numpy as np
 
-    signs_a, signs_b = (np.sign(np.subtract.outer(one, one)) for one in (a, b))
+    signs_a, signs_b = signs_of(a), signs_of(b)
+    if counted is not None:
+        signs_a, signs_b = signs_a * counted, signs_b * counted
 
     def total(signs: Numbers) -> Numbers:
         found: Numbers = ((drawn @ signs) * drawn).sum(axis=1)
@@ -97,6 +99,14 @@ def _kendalls(a: Numbers, b: Numbers, drawn: Numbers) -> Numbers:
     return found
 
 
+def signs_of(values: Numbers) -> Numbers:
+    """(n, n): 1 where the first of two is larger, -1 where the second is."""
+    import numpy as np
+
+    found: Numbers = np.sign(np.subtract.outer(values, values))
+    return found
+
+
 def spearman(a: Numbers, b: Numbers) -> float | None:
     """Pearson's correlation of the ranks, ties at their mean rank; None where one side is constant."""
     return _pearson(_ranks(a), _ranks(b))
@@ -104,9 +114,7 @@ def spearman(a: Numbers, b: Numbers) -> float | None:
 
 def kendall(a: Numbers, b: Numbers) -> float | None:
     """tau-b; None where one side is constant."""
-    import numpy as np
-
-    signs_a, signs_b = (np.sign(np.subtract.outer(one, one)) for one in (a, b))
+    signs_a, signs_b = signs_of(a), signs_of(b)
     untied = math.sqrt(float((signs_a != 0).sum()) * float((signs_b != 0).sum()))
     return float((signs_a * signs_b).sum()) / untied if untied else None
 
