@@ -223,8 +223,8 @@ def _notes(arch: Architecture, protocol: Protocol, conditions: dict[str, Any]) -
 
 
 def _check_positions(arch: Architecture, protocol: Protocol) -> None:
-    if not arch.parameter_count.position:
-        return  # relative positions: none is too many
+    if arch.position == "relative":
+        return  # none is too many
     for name, needed in (("prompt_tokens", protocol.prompt_tokens), ("context_tokens", protocol.context_tokens + 1)):
         if needed > arch.max_seq_len:
             raise EvaluationError(

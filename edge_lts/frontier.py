@@ -9,7 +9,8 @@ How several processes of one architecture become one value:
     pi95    what a fresh process later would measure: from three processes on, around `median` with the spread of all
             members' processes as measured (`edge_lts.bootstrap`), since a later one gets the speed of its own moment
     n       samples in total
-Dominance is decided by the run's objectives alone; every objective that was measured is carried along.
+An exact or an estimated value is that of the first process: it belongs to the architecture. Dominance is decided by the
+run's objectives alone, of estimates by their lower bounds; every objective that was measured is carried along.
 
 Medians of a few processes are uncertain, so being dominated by medians may be chance. Who is dominated with less than
 95 % by each single member is `probably_dominated`: kept after the members, the closest calls and at most half as many.
@@ -26,7 +27,7 @@ from typing import Any
 from edge_lts.arch import Architecture
 from edge_lts.bootstrap import Process, pi95, sampling_sd
 from edge_lts.objectives import Constraint, Objective
-from edge_lts.records import NOTES, Evaluation, Measurement, Outcome, Value, central, value_to_json
+from edge_lts.records import NOTES, Estimate, Evaluation, Measurement, Outcome, Value, central, value_to_json
 from edge_lts.speed import Anchors, UsualSpeed, anchors_of, at_pool_speed, divided
 from edge_lts.stats import CONFIDENCE, ci95_of_median, mad, median
 
@@ -277,7 +278,7 @@ def _flags(group: Sequence[Evaluation]) -> tuple[str, ...]:
     return tuple(sorted(flag for flag, n in counts.items() if flag in NOTES or 2 * n >= len(group)))
 
 
-def _values(group: Sequence[Evaluation], name: str) -> list[int | float | Measurement]:
+def _values(group: Sequence[Evaluation], name: str) -> list[int | float | Measurement | Estimate]:
     return [value for evaluation in group if (value := evaluation.objectives.get(name)) is not None]
 
 

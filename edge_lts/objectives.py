@@ -1,10 +1,12 @@
 """What a search optimises: named quantities with a unit and a direction, and bounds on them (design §4).
 
-Besides the built-in objectives, a run may bring its own: the number that a command of the user's prints on the board
-(edge_lts.user_command). It has no unit that we know, and only strategies that assume nothing about an objective search
-it. Constraints are for the built-in ones.
+`quality` exists only in a run that brings a calibrated proxy (`proxy` of its spec). Besides the built-in objectives, a
+run may bring its own: the number that a command of the user's prints on the board (edge_lts.user_command). It has no
+unit that we know, and only strategies that assume nothing about an objective search it. Constraints are for the
+built-in ones.
 """
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,22 +18,36 @@ from edge_lts.errors import SpecError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """A quantity with its unit (SI) and its direction. `is_measured` is false where a formula gives the value."""
+    """A quantity with its unit (SI) and its direction. `is_measured` is false where a formula gives the value,
+    `is_log` true where the value is a logarithm already: of any sign, and differences of it are what counts."""
 
     name: str
     unit: str
     direction: Literal["min", "max"]
     is_measured: bool
+    is_log: bool = False
 
     def loss(self, value: float) -> float:
         """The value as something to minimise."""
         return value if self.direction == "min" else -value
 
+    def log(self, value: float) -> float | None:
+        """The value on a scale where equal factors are equal steps; None where it has no logarithm."""
+        if self.is_log:
+            return value
+        return math.log(value) if value > 0 else None
 
+    def from_log(self, value: float) -> float:
+        """The inverse of `log`."""
+        return value if self.is_log else math.exp(value)
+
+
+QUALITY = "quality"  # predicted negative log-perplexity, of a proxy that trained models calibrated (edge_lts.proxies)
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
         Objective(name="decoder_params", unit="1", direction="max", is_measured=False),
+        Objective(name=QUALITY, unit="1", direction="max", is_measured=False, is_log=True),
         Objective(name="decode_latency_s", unit="s", direction="min", is_measured=True),
         Objective(name="prefill_latency_s", unit="s", direction="min", is_measured=True),
         Objective(name="peak_memory_bytes", unit="B", direction="min", is_measured=True),
@@ -40,6 +56,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 _LARGEST = sys.float_info.max  # math.isfinite raises OverflowError for integers beyond it
 DEFAULT_OBJECTIVES = ("decoder_params", "decode_latency_s", "peak_memory_bytes")
+PROXY_OBJECTIVES = (QUALITY, *DEFAULT_OBJECTIVES[1:])  # of a run with a calibrated proxy
 _COMMAND_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MAX_COMMAND_CHARS = 8000
 

@@ -13,13 +13,14 @@ from edge_lts.records import METHOD_VERSION, DeviceInfo, RunSpec
 from edge_lts.runfolder import DEVICE, RunFolder, to_bytes, write_atomic
 
 if TYPE_CHECKING:
+    from edge_lts.proxies.calibrated import CalibratedProxy
     from edge_lts.search import Searcher
 
 MUST_NOT_CHANGE = ("machine", "torch", "page_size_bytes")
 
 
-def check_spec(folder: RunFolder, spec: RunSpec) -> None:
-    """Raises SpecError for a spec of another run or of another method of measuring."""
+def check_spec(folder: RunFolder, spec: RunSpec) -> "CalibratedProxy | None":
+    """The run's proxy, if any. Raises SpecError for a spec of another run or of another method of measuring."""
     if spec.run_id != folder.run_id:
         raise SpecError(f"{folder / 'spec.json'} is of run {spec.run_id}, but its folder is named {folder.run_id}")
     if spec.protocol.method_version != METHOD_VERSION:
@@ -27,6 +28,22 @@ def check_spec(folder: RunFolder, spec: RunSpec) -> None:
             f"the run measures by method {spec.protocol.method_version}, this agent by {METHOD_VERSION}: "
             "use the edge-lts that began it, or begin a new run"
         )
+    return load_proxy(spec)
+
+
+def load_proxy(spec: RunSpec) -> "CalibratedProxy | None":
+    """The run's calibrated proxy, None where it has none. Raises SpecError for one that cannot judge its space."""
+    if spec.proxy is None:
+        return None
+    with single_threaded_numpy():
+        from edge_lts.proxies.calibrated import CalibratedProxy
+    proxy, backbone = CalibratedProxy.from_json(spec.proxy), spec.space.get("backbone")
+    if proxy.backbone not in (None, backbone):
+        raise SpecError(
+            f"the proxy was calibrated on models of backbone {proxy.backbone}, the space builds {backbone}: take a "
+            "space of that backbone, or calibrate on labels of this one"
+        )
+    return proxy
 
 
 def describe_device(
@@ -106,7 +123,8 @@ def make_searcher(
     settings = dict(spec.settings)
     if spec.strategy == "guided" and last_level_cache_bytes is not None:
         settings.setdefault("cache_bytes", last_level_cache_bytes)
-    return make(spec.strategy, space, spec.resolved_objectives, spec.seed, settings, spec.constraints, spec.protocol)
+    objectives, proxy = spec.resolved_objectives, load_proxy(spec)
+    return make(spec.strategy, space, objectives, spec.seed, settings, spec.constraints, spec.protocol, proxy)
 
 
 @contextlib.contextmanager

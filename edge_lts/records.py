@@ -5,7 +5,8 @@ Schema history (`schema_version` of spec.json, device.json, ledger.jsonl, status
         `ci_fraction` and `max_retries` of a protocol (method 1 sampled without them), `meter` and `is_tuned` of
         spec.json, `quality`, `health`, `framework` and `energy` among the conditions of a record, the purpose
         `one_thread`, `board` of a record, which only pools of boards write, and `baselines` of spec.json, left out
-        where there are none, with the purpose `baseline`
+        where there are none, with the purpose `baseline`; so did `proxy` of spec.json, left out where there is none,
+        with the objective `quality` and its value (edge_lts.values.Estimate)
 
 Readers accept every version listed here, refuse newer ones with a message that says to upgrade, and ignore no key
 silently: an unknown key of a known version is an error, except in `conditions`, `device.extra` and `settings`, which
@@ -19,9 +20,17 @@ from typing import Any, Literal, cast, get_args
 from edge_lts.arch import Architecture
 from edge_lts.baselines import Baseline, check_baselines
 from edge_lts.errors import FailureKind, LedgerError, SpecError
-from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, Objective, resolve_objectives
+from edge_lts.objectives import (
+    DEFAULT_OBJECTIVES,
+    QUALITY,
+    CommandObjective,
+    Constraint,
+    Objective,
+    resolve_objectives,
+)
 from edge_lts.precision import PRECISIONS
 from edge_lts.values import SCHEMA_VERSION as SCHEMA_VERSION
+from edge_lts.values import Estimate as Estimate
 from edge_lts.values import Interval as Interval
 from edge_lts.values import Measurement as Measurement
 from edge_lts.values import Value as Value
@@ -332,7 +341,8 @@ class RunSpec:
     `memory_headroom` is the share of the board's memory that a candidate must leave free. `meter` says what measures
     energy on the board: `auto` (whatever is there), `none`, or a kind with its argument (edge_lts.energy). `is_tuned`
     asks the board's kernel for its fastest governor while the run goes on. `baselines` are measured too, in a share of
-    the budget (edge_lts.baselining).
+    the budget (edge_lts.baselining). `proxy` is the content of a proxy.json (edge_lts.proxies.calibrated), which gives
+    every architecture of its backbone a `quality`; what it says is checked where it is used, because that needs numpy.
     """
 
     run_id: str
@@ -354,11 +364,17 @@ class RunSpec:
     meter: str = "auto"
     is_tuned: bool = False
     baselines: tuple[Baseline, ...] = ()
+    proxy: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
         resolve_objectives(self.objectives, self.commands)
         check_baselines(self.baselines)
+        if self.proxy is not None and not isinstance(self.proxy, Mapping):
+            raise SpecError(f"proxy must be an object, the content of a proxy.json, not {self.proxy!r:.40}")
+        used = (*self.objectives, *(constraint.name for constraint in self.constraints))
+        if self.proxy is None and QUALITY in used:
+            raise SpecError(f"{QUALITY} comes from a calibrated proxy, and this run has none: run --proxy FILE")
         if not isinstance(self.space, Mapping):
             raise SpecError("space must be an object")
         for name, kind, noun in (
@@ -393,6 +409,8 @@ class RunSpec:
             data[name] = [item.to_json() for item in data[name]]
             if not data[name]:
                 del data[name]
+        if self.proxy is None:
+            del data["proxy"]
         return {
             "schema_version": SCHEMA_VERSION,
             **data,

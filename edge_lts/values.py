@@ -1,4 +1,5 @@
-"""What an objective's value may be: exact, or measured with spread and intervals. Stored by `edge_lts.records`."""
+"""What an objective's value may be: exact, measured with spread and intervals, or estimated. Stored by
+`edge_lts.records`."""
 
 import sys
 from collections.abc import Mapping
@@ -83,22 +84,50 @@ class Measurement:
         )
 
 
-# An objective's value: exact (a count) or measured; None where this board cannot measure it.
-Value = int | float | Measurement | None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A value that nobody measured, with what is not known about it: each bound is one-sided and holds with 90 %.
+
+    Two are compared by `low`, so that what is known badly has to promise more. `is_extrapolated`: the estimate speaks
+    of an architecture unlike all that it was made from.
+    """
+
+    mean: float
+    low: float
+    high: float
+    is_extrapolated: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "is_extrapolated": self.is_extrapolated}
+
+    @classmethod
+    def from_json(cls, data: object) -> "Estimate":
+        if not isinstance(data, Mapping) or not isinstance(data.get("is_extrapolated"), bool):
+            raise LedgerError(f"an estimate must be an object with mean, low, high, is_extrapolated, not {data!r:.80}")
+        bounds = interval("the bounds of an estimate", (data.get("low"), data.get("high")), LedgerError)
+        assert bounds is not None
+        mean = number("mean", data.get("mean"), LedgerError)
+        return cls(mean=mean, low=bounds[0], high=bounds[1], is_extrapolated=data["is_extrapolated"])
+
+
+# An objective's value: exact (a count), measured or estimated; None where this board cannot measure it.
+Value = int | float | Measurement | Estimate | None
 
 
 def value_to_json(value: Value) -> Any:
-    return value.to_json() if isinstance(value, Measurement) else value
+    return value.to_json() if isinstance(value, (Measurement, Estimate)) else value
 
 
 def value_from_json(value: object) -> Value:
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return Measurement.from_json(value)
+        return Estimate.from_json(value) if "mean" in value else Measurement.from_json(value)
     return number("an objective", value, LedgerError)
 
 
 def central(value: Value) -> float | None:
-    """The number to compare by: the median of a measured value, the value itself otherwise."""
+    """The number to compare by: the median of a measured value, the lower bound of an estimate, else the value."""
+    if isinstance(value, Estimate):
+        return value.low
     return value.median if isinstance(value, Measurement) else value

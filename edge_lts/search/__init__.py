@@ -1,7 +1,7 @@
 """Search strategies behind one protocol: `make_searcher` by name. See `base` for what a searcher promises."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_lts.errors import SpecError
 from edge_lts.objectives import Constraint, Objective
@@ -11,6 +11,9 @@ from edge_lts.search.evolution import EvolutionSearcher, EvolutionSettings
 from edge_lts.search.guided import GuidedSearcher, GuidedSettings
 from edge_lts.search.random import RandomSearcher
 from edge_lts.space import SearchSpace
+
+if TYPE_CHECKING:
+    from edge_lts.proxies.calibrated import CalibratedProxy
 
 __all__ = ["STRATEGIES", "Candidate", "Searcher", "TellError", "make_searcher"]
 
@@ -25,9 +28,10 @@ def make_searcher(
     settings: Mapping[str, Any] | None = None,
     constraints: tuple[Constraint, ...] = (),
     protocol: Protocol | None = None,
+    proxy: "CalibratedProxy | None" = None,
 ) -> BaseSearcher:
     """A searcher in its first state; all its randomness comes from `seed` (an integer of at least 0). `protocol` is
-    what guided search predicts for; the others do not look at it.
+    what guided search predicts for, `proxy` what it knows quality from; the others do not look at them.
 
     Raises SpecError for an unknown strategy, setting or unusable seed, SpaceError if the constraints leave no member.
     """
@@ -42,5 +46,6 @@ def make_searcher(
         chosen = EvolutionSettings.from_json(settings)
         return EvolutionSearcher(space, objectives, seed, chosen, constraints)
     if strategy == "guided":
-        return GuidedSearcher(space, objectives, seed, GuidedSettings.from_json(settings), constraints, protocol)
+        own = GuidedSettings.from_json(settings)
+        return GuidedSearcher(space, objectives, seed, own, constraints, protocol, proxy)
     raise SpecError(f"unknown strategy {strategy!r:.80}; known: {', '.join(STRATEGIES)}")

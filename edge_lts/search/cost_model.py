@@ -6,7 +6,7 @@ A decoder's time is nearly a sum: what lies outside the layers (embedding, head)
 
 B and L are smooth: non-negative combinations of operation and byte counts (`_layer_terms`, `_base_terms`), found by
 non-negative least squares on relative errors. The deviations e and b are a Gaussian process over (log d_model, log
-d_inner, n_head), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
+d_inner, heads, style), so a shape measured often keeps its own deviation and one measured once is shrunk towards its
 neighbours and the smooth fit by as much as its noise demands; an optimiser would otherwise pick lucky noise. Widths of
 the kernel and the noise are chosen by marginal likelihood. Decoding has two regimes, weights resident in the last-level
 cache and beyond it; each has its own smooth rates where enough models were measured in it. What the cache costs is
@@ -17,6 +17,7 @@ The machine's speed is followed by anchors, fixed small jobs that every measurin
 Sources: Rasmussen and Williams 2006 (eq. 2.25 to 2.27 posterior, 5.12 leave-one-out), Lawson and Hanson 1974 (NNLS).
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,15 +29,17 @@ from edge_lts.footprint import weight_bytes
 from edge_lts.records import Evaluation, Measurement, Protocol
 from edge_lts.search.drift import Drift, refit, usual_anchors
 from edge_lts.speed import Anchors, anchors_of
+from edge_lts.style import STYLE_KEYS, relu_power
 
 Floats = NDArray[np.float64]
-Shape = tuple[int, int, int]  # d_model, d_inner, n_head; d_inner 0 is what lies outside the layers
+# d_model, d_inner, n_head, n_kv_head, width of a head, code of the style; d_inner 0 is what lies outside the layers
+Shape = tuple[int, int, int, int, int, int]
 
 COSTS = ("decode_latency_s", "prefill_latency_s")
 MIN_PER_REGIME = 12
 MIN_NOISE = 0.005
 _LENGTH = 0.6  # of the kernel, in natural logarithms of d_model and d_inner
-_OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in n_head only
+_OTHER_HEADS = 0.8  # correlation of the deviations of two shapes that differ in their heads only, or in style only
 _AMPLITUDES = (0.0, 0.01, 0.03, 0.08)
 _WIDTHS = (0.0, 0.03, 0.1, 0.3)
 _NUGGETS = (0.0, 0.01, 0.03, 0.1)
@@ -95,16 +98,48 @@ def observation_of(outcome: Evaluation, cost: str) -> Observation | None:
     )
 
 
-def _layer_terms(cost: str, d_model: int, layers: Sequence[LayerSpec], conditions: Conditions) -> Floats:
-    """(m, 6) counts per layer: one, projections, FFN, attention over the context, per-head work, activation."""
+def _layer_terms(cost: str, arch: Architecture, layers: Sequence[LayerSpec], conditions: Conditions) -> Floats:
+    """(m, 8) counts per layer of `arch`'s width and style: one, projections, FFN, attention over the context, per-head
+    work, activation, operators that its backbone does not have, numbers that convolutions and rotations go over."""
     f = np.array([layer.d_inner for layer in layers], dtype=np.float64)
     h = np.array([layer.n_head for layer in layers], dtype=np.float64)
-    d, one = float(d_model), np.ones(len(layers))
+    width = np.array([arch.head_width(layer) for layer in layers], dtype=np.float64)
+    q, kv = h * width, np.array([layer.n_kv_head for layer in layers]) * width
+    d, one = float(arch.d_model), np.ones(len(layers))
+    projections, ffn = d * (q + kv) / 2, d * f * (1.5 if arch.is_gated else 1.0)
+    usual = arch.family
+    own = _passes(arch.activation, arch.is_gated) / _passes(usual.activation, usual.is_gated)
+    further = _operators(arch.norm, arch.position, arch.qkv_conv) - _operators(
+        usual.norm, usual.position, usual.qkv_conv
+    )
+    over = 2 * (arch.qkv_conv or 0) * (q + 2 * kv) + (2 * (q + kv) if arch.position == "rotary" else 0.0)
     if cost == "prefill_latency_s":
         t = float(conditions.prompt_tokens)
-        return np.column_stack([one, t * d * d * one, t * d * f, t * t * d * one, t * t * h, t * f])
-    c = float(conditions.context_tokens)
-    return np.column_stack([one, d * d * one, d * f, c * d * one, h, f])
+        counts = [one, t * projections, t * ffn, t * t * q, t * t * h, t * f * own, further * one, t * over]
+    else:
+        c = float(conditions.context_tokens)
+        counts = [one, projections, ffn, c * kv, h, f * own, further * one, over]
+    return np.column_stack(np.broadcast_arrays(*counts))
+
+
+def _passes(activation: str | None, is_gated: bool | None) -> float:
+    """How often an activation goes over d_inner numbers, roughly: what matters is its ratio to another one's."""
+    power = relu_power(activation or "")
+    return (4.0 if power is None else 1.0 if power == 1 else 2.0) + (2.0 if is_gated else 0.0)
+
+
+def _operators(norm: str | None, position: str | None, qkv_conv: int | None) -> float:
+    """How many operators of torch a layer calls for these, more than a GPT-2's."""
+    return 8.0 * (norm == "rmsnorm") + 6.0 * (position == "rotary") + 4.0 * bool(qkv_conv)
+
+
+def _shape(arch: Architecture, layer: LayerSpec) -> Shape:
+    code = zlib.crc32(repr([getattr(arch, key) for key in STYLE_KEYS]).encode())
+    return arch.d_model, layer.d_inner, layer.n_head, layer.n_kv_head, arch.head_width(layer), code
+
+
+def _outside(arch: Architecture) -> Shape:
+    return arch.d_model, 0, 0, 0, 0, 0
 
 
 def _base_terms(cost: str, arch: Architecture, conditions: Conditions) -> Floats:
@@ -118,8 +153,8 @@ def _base_terms(cost: str, arch: Architecture, conditions: Conditions) -> Floats
 
 
 def terms_of(cost: str, arch: Architecture, conditions: Conditions) -> Floats:
-    """(10,) terms of a whole model: those of its layers added up, then those outside the layers."""
-    layers = _layer_terms(cost, arch.d_model, arch.layers, conditions).sum(axis=0)
+    """(12,) terms of a whole model: those of its layers added up, then those outside the layers."""
+    layers = _layer_terms(cost, arch, arch.layers, conditions).sum(axis=0)
     return np.concatenate([layers, _base_terms(cost, arch, conditions)])
 
 
@@ -186,23 +221,26 @@ class CostModel:
     def is_beyond_cache(self, arch: Architecture) -> bool:
         return _is_beyond(self.cost, arch, self.conditions)
 
-    def layer_costs(self, d_model: int, layers: Sequence[LayerSpec], is_beyond: bool, margin: float = 0.0) -> Floats:
-        """Seconds (m,) of each layer shape, plus `margin` standard deviations of what is not known about it."""
-        smooth = _layer_terms(self.cost, d_model, layers, self.conditions) @ self._rates[is_beyond].layer
-        deviation, spread = self._deviation([(d_model, layer.d_inner, layer.n_head) for layer in layers])
+    def layer_costs(
+        self, arch: Architecture, layers: Sequence[LayerSpec], is_beyond: bool, margin: float = 0.0
+    ) -> Floats:
+        """Seconds (m,) of each layer shape at the width and in the style of `arch`, plus `margin` standard deviations
+        of what is not known about it."""
+        smooth = _layer_terms(self.cost, arch, layers, self.conditions) @ self._rates[is_beyond].layer
+        deviation, spread = self._deviation([_shape(arch, layer) for layer in layers])
         seconds: Floats = smooth * (1 + deviation + margin * spread)
         return seconds
 
     def base_cost(self, arch: Architecture, is_beyond: bool, margin: float = 0.0) -> float:
         """Seconds outside the layers at this width, embedding and vocabulary; `margin` as above."""
         base = float(_base_terms(self.cost, arch, self.conditions) @ self._rates[is_beyond].base)
-        deviation, spread = self._deviation([(arch.d_model, 0, 0)])
+        deviation, spread = self._deviation([_outside(arch)])
         return base * (1 + float(deviation[0]) + margin * float(spread[0]))
 
     def predict(self, arch: Architecture) -> float:
         """Seconds of a whole model at the machine's usual speed."""
         is_beyond = self.is_beyond_cache(arch)
-        return float(self.layer_costs(arch.d_model, arch.layers, is_beyond).sum()) + self.base_cost(arch, is_beyond)
+        return float(self.layer_costs(arch, arch.layers, is_beyond).sum()) + self.base_cost(arch, is_beyond)
 
     def _deviation(self, shapes: list[Shape]) -> tuple[Floats, Floats]:
         kernels = _kernels(shapes, self._shapes)
@@ -231,7 +269,7 @@ class CostModel:
         }
 
 
-LAYER_TERM_NAMES = ("layer", "projections", "ffn", "attention", "heads", "activation")
+LAYER_TERM_NAMES = ("layer", "projections", "ffn", "attention", "heads", "activation", "operators", "elementwise")
 SCALE_NAMES = ("smooth", "width", "shape")
 BASE_TERM_NAMES = ("call", "head_table", "embedding", "logits")
 
@@ -250,8 +288,9 @@ def _kernels(rows: list[Shape], columns: list[Shape]) -> tuple[Floats, Floats, F
     same_kind = (a[:, None, 1] == 0) == (b[None, :, 1] == 0)
     d = np.log(a[:, None, 0]) - np.log(b[None, :, 0])
     f = np.log1p(a[:, None, 1]) - np.log1p(b[None, :, 1])
-    heads = np.where(a[:, None, 2] == b[None, :, 2], 1.0, _OTHER_HEADS)
-    smooth = np.where(same_kind, np.exp(-0.5 * (d**2 + f**2) / _LENGTH**2) * heads, 0.0)
+    heads = np.where((a[:, None, 2:4] == b[None, :, 2:4]).all(axis=2), 1.0, _OTHER_HEADS)
+    style = np.where(a[:, None, 5] == b[None, :, 5], 1.0, _OTHER_HEADS)
+    smooth = np.where(same_kind, np.exp(-0.5 * (d**2 + f**2) / _LENGTH**2) * heads * style, 0.0)
     width = (same_kind & (d == 0)).astype(np.float64)
     shape: Floats = (a[:, None, :] == b[None, :, :]).all(axis=2).astype(np.float64)
     return smooth, width, shape
@@ -298,8 +337,7 @@ def _cache_rate(observations: Sequence[Observation], conditions: Conditions) -> 
     ratios, weights = [], []
     for item in observations:
         if item.shallow_s is not None and item.shallow_tokens is not None:
-            count = (conditions.context_tokens - item.shallow_tokens) * item.architecture.n_layer
-            count *= item.architecture.d_model
+            count = (conditions.context_tokens - item.shallow_tokens) * item.architecture.width_sums["kv_width"]
             if count > 0:
                 ratios.append((item.seconds - item.shallow_s) / count)
                 weights.append(count / item.seconds)
@@ -313,7 +351,7 @@ def _cache_rate(observations: Sequence[Observation], conditions: Conditions) -> 
 def _fit_rates(
     rows: Floats, beyond: NDArray[np.bool_], seconds: Floats, cache_rate: float | None
 ) -> dict[bool, _Rates]:
-    """Rates of both regimes from the terms (n, 10) of the models measured in each, or of all where they are too few.
+    """Rates of both regimes from the terms (n, 12) of the models measured in each, or of all where they are too few.
 
     A known `cache_rate` is kept and its part taken off the times first.
     """
@@ -356,10 +394,10 @@ def _fit_deviations(
     for row, item in enumerate(observations):
         arch = item.architecture
         regime = rates[_is_beyond(cost, arch, conditions)]
-        shares = _layer_terms(cost, arch.d_model, arch.layers, conditions) @ regime.layer / totals[row]
+        shares = _layer_terms(cost, arch, arch.layers, conditions) @ regime.layer / totals[row]
         outside = float(_base_terms(cost, arch, conditions) @ regime.base) / totals[row]
-        inside = [(arch.d_model, layer.d_inner, layer.n_head) for layer in arch.layers]
-        for shape, share in zip([*inside, (arch.d_model, 0, 0)], [*shares.tolist(), outside], strict=True):
+        inside = [_shape(arch, layer) for layer in arch.layers]
+        for shape, share in zip([*inside, _outside(arch)], [*shares.tolist(), outside], strict=True):
             entries.append((row, index.setdefault(shape, len(index)), share))
     shapes = list(index)
     mixing = np.zeros((len(observations), len(shapes)))

@@ -48,13 +48,18 @@ def choose_design(space: SearchSpace, conditions: Conditions, n: int, rng: np.ra
 
 
 def homogeneous_stacks(space: SearchSpace) -> list[Architecture]:
-    """Stacks of equal layers at every width: three depths, three widths of FFN, fewest and most heads."""
+    """Stacks of equal layers at every width: three depths, three widths of FFN, fewest and most heads, and with most
+    also the fewest that are not shared."""
     stacks = []
     for table in space.tables:
         for depth in {table.depths[0], table.depths[len(table.depths) // 2], table.depths[-1]}:
             for inner in {table.d_inner[0], table.d_inner[len(table.d_inner) // 2], table.d_inner[-1]}:
-                for head in {table.n_head[0], table.n_head[-1]}:
-                    picks = [table.index(inner, head)] * depth
+                for head, shared in {
+                    table.heads[0],
+                    (table.n_head[-1], table.shared_with(table.n_head[-1])[0]),
+                    table.heads[-1],
+                }:
+                    picks = [table.index(inner, head, shared)] * depth
                     if table.is_within(picks):
                         stacks.append(space.build(table, picks))
     return sorted(stacks, key=lambda arch: arch.canonical_json())

@@ -17,22 +17,25 @@ flatters, so the error along the frontier is another one, and both are recorded 
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_lts.arch import Architecture, LayerSpec
 from edge_lts.errors import SpecError
-from edge_lts.objectives import Constraint, Objective
+from edge_lts.objectives import QUALITY, Constraint, Objective
 from edge_lts.pareto import hypervolume, nondominated
 from edge_lts.records import Evaluation, Outcome, Protocol
 from edge_lts.search.base import BaseSearcher, Candidate, known_settings
 from edge_lts.search.cost_model import CostModel
 from edge_lts.search.design import choose_design
-from edge_lts.search.predictor import MIN_OBSERVATIONS, SOLVED, Prediction, Predictor, log_points
+from edge_lts.search.predictor import MIN_OBSERVATIONS, SOLVED, Prediction, Predictor, log_losses
 from edge_lts.space import SearchSpace
 from edge_lts.space_rules import VALIDATED
+
+if TYPE_CHECKING:
+    from edge_lts.proxies.calibrated import CalibratedProxy
 
 Floats = NDArray[np.float64]
 
@@ -98,17 +101,20 @@ class GuidedSearcher(BaseSearcher):
         settings: GuidedSettings | None = None,
         constraints: tuple[Constraint, ...] = (),
         protocol: Protocol | None = None,
+        proxy: "CalibratedProxy | None" = None,
     ) -> None:
         super().__init__(space, objectives, seed, constraints)
         if space.genes.precision:
             raise SpecError("guided models the costs of one precision, and here it is a gene; use --strategy evolution")
         for objective in objectives:
+            if objective.name == QUALITY and proxy is None:
+                raise SpecError("guided cannot solve for quality without the calibrated proxy that gives it")
             if objective.name not in SOLVED:
                 raise SpecError(
                     f"guided cannot solve for {objective.name}: it is no sum over layers; use --strategy evolution"
                 )
         self._settings = settings or GuidedSettings()
-        self._predictor = Predictor(protocol or Protocol(), self._settings.cache_bytes)
+        self._predictor = Predictor(protocol or Protocol(), self._settings.cache_bytes, proxy)
         self._plan: deque[tuple[Architecture, str]] = deque()
         self._origin: dict[Architecture, str] = {}
         self._worked: set[tuple[int, LayerSpec]] = set()
@@ -196,7 +202,8 @@ class GuidedSearcher(BaseSearcher):
         """Extend the genes on whose bounds more than a few members of the measured frontier sit; whether that did
         anything.
 
-        Not vocabularies and embeddings downwards: decoder_params sees neither, so every frontier sits there.
+        Not vocabularies and embeddings downwards: decoder_params sees neither, so every frontier sits there; quality
+        does not see vocabularies.
         """
         if not self._settings.widen or self._n_widenings >= MAX_WIDENINGS:
             return False
@@ -209,8 +216,10 @@ class GuidedSearcher(BaseSearcher):
             bound for arch in members for bound in {(gene, side) for gene, _, side in self._space.bounds_of(arch)}
         ]
         space = self._space
+        searches_quality = any(objective.name == QUALITY for objective in self._objectives)
+        unseen = ("vocab_size",) if searches_quality else ("vocab_size", "d_embed")
         for gene, side in sorted(set(touched)):
-            is_seen = side == "high" or gene not in ("vocab_size", "d_embed")
+            is_seen = side == "high" or gene not in unseen
             if is_seen and touched.count((gene, side)) > BOUND_SHARE * len(members):
                 space = space.widened(gene, side) or space
         if space == self._space:
@@ -227,7 +236,7 @@ class GuidedSearcher(BaseSearcher):
 
         Distance is Euclidean in the logarithms of the objectives, each divided by its extent over the frontier.
         """
-        points = log_points(prediction.losses)
+        points = log_losses(prediction.losses, self._objectives)
         low, extent = points.min(axis=0), np.maximum(points.max(axis=0) - points.min(axis=0), 1e-9)
         points = (points - low) / extent
         nearest = np.full(len(points), np.inf)
@@ -235,9 +244,10 @@ class GuidedSearcher(BaseSearcher):
             arch = self._asked[candidate_id]
             if score is not None and self._origin.get(arch) != "random":
                 # Where the model sees it, not where a slow minute put it.
-                known = {**self.predict(arch), "decoder_params": float(arch.decoder_params)}
-                measured = np.array([known[objective.name] for objective in self._objectives])
-                nearest = np.minimum(nearest, np.linalg.norm(points - (log_points(measured) - low) / extent, axis=1))
+                known = {**self.predict(arch), **self._predictor.by_formula(arch)}
+                losses = np.array([objective.loss(known[objective.name]) for objective in self._objectives])
+                its = (log_losses(losses, self._objectives) - low) / extent
+                nearest = np.minimum(nearest, np.linalg.norm(points - its, axis=1))
         gap = float(nearest.max(initial=0.0))
         chosen: list[Architecture] = []
         ends = deque(int(column.argmin()) for column in points.T)
@@ -253,38 +263,45 @@ class GuidedSearcher(BaseSearcher):
         return chosen, gap
 
     def _plainest(self, arch: Architecture) -> Architecture:
-        """The plainest shape of the same decoder_params that the model cannot tell from `arch`: homogeneous if there is
-        such a stack, with heads of a validated width if the space has them."""
+        """The plainest shape of the same decoder_params, and of no less quality where that is searched, that the model
+        cannot tell from `arch`: homogeneous if there is such a stack, with heads of a validated width if the space has
+        them."""
         predicted = self.predict(arch)
         names = {objective.name for objective in self._objectives}
         allowed = {name: 1 + min(2 * model.noise, MAX_ALIKE) for name, model in self.models.items() if name in names}
+        quality = self._predictor.by_formula(arch).get(QUALITY, -np.inf) if QUALITY in names else -np.inf
         for plain in self._plainer(arch):
             other = self.predict(plain)
-            if all(other[name] <= predicted[name] * factor for name, factor in allowed.items()):
+            is_as_good = quality == -np.inf or self._predictor.by_formula(plain)[QUALITY] >= quality
+            if is_as_good and all(other[name] <= predicted[name] * factor for name, factor in allowed.items()):
                 return plain
         return arch
 
     def _plainer(self, arch: Architecture) -> Iterator[Architecture]:
-        """Members of the same depth, width and sum of d_inner, the plainest first."""
-        total, heads = sum(layer.d_inner for layer in arch.layers), {layer.n_head for layer in arch.layers}
+        """Members of the same depth, widths and sum of d_inner, the plainest first."""
+        total, heads = sum(layer.d_inner for layer in arch.layers), {(one.n_head, one.n_kv_head) for one in arch.layers}
         even = None if total % arch.n_layer else total // arch.n_layer
         low, high = VALIDATED["d_head"]
-        allowed = self._space.table_of(arch).n_head
-        sound = [head for head in allowed if (low or 0) <= arch.d_model // head <= (high or arch.d_model)]
-        for head in dict.fromkeys([*sound, *(sorted(heads) if len(heads) == 1 else ())]):
+        table = self._space.table_of(arch)
+        width = table.style[0]
+        sound = [
+            pair for pair in table.heads if (low or 0) <= (width or arch.d_model // pair[0]) <= (high or arch.d_model)
+        ]
+        for pair in dict.fromkeys([*sound, *(heads if len(heads) == 1 else ())]):
             for inner in (even, None):
-                layers = tuple(LayerSpec(d_inner=inner or layer.d_inner, n_head=head) for layer in arch.layers)
-                plain = arch.replace(layers=tuple(sorted(layers)))
-                if (inner is None and head not in sound) or (even is None and inner is not None):
+                layers = tuple(
+                    LayerSpec(d_inner=inner or layer.d_inner, n_head=pair[0], n_kv_head=pair[1])
+                    for layer in arch.layers
+                )
+                plain = arch.replace(layers=tuple(sorted(layers)), d_head=width)
+                if (inner is None and pair not in sound) or (even is None and inner is not None):
                     continue
-                if plain != arch and self._space.contains(plain):
+                if plain != arch and plain.width_sums == arch.width_sums and self._space.contains(plain):
                     yield plain
 
     def _moves_no_more(self, prediction: Prediction) -> bool:
         """Whether the predicted frontier's hypervolume, in logarithms, has been still for `patience` rounds."""
-        points = log_points(prediction.losses)
-        signs = np.array([objective.loss(1.0) for objective in self._objectives])
-        oriented = points * signs
+        oriented = log_losses(prediction.losses, self._objectives)
         reference = oriented.max(axis=0) + 0.1
         self._volumes.append(hypervolume(oriented[:: max(1, len(oriented) // 300)], reference))
         recent = self._volumes[-(self._settings.patience + 1) :]

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_lts.baselines import Baseline
-from edge_lts.objectives import DEFAULT_OBJECTIVES, CommandObjective, Constraint, resolve_objectives
+from edge_lts.errors import SpecError
+from edge_lts.objectives import (
+    DEFAULT_OBJECTIVES,
+    PROXY_OBJECTIVES,
+    QUALITY,
+    CommandObjective,
+    Constraint,
+    resolve_objectives,
+)
 from edge_lts.records import Protocol, RunSpec
 from edge_lts_host import meters, spaces
 from edge_lts_host.errors import UsageError
 from edge_lts_host.hosts import HostEntry
+from edge_lts_host.proxy_files import load_proxy
 from edge_lts_host.targets import Target
+
+if TYPE_CHECKING:
+    from edge_lts.proxies.calibrated import CalibratedProxy
 
 DEFAULT_TIMEOUT_S = 600.0
 EMULATED_TIMEOUT_S = 3600.0
@@ -72,9 +84,10 @@ def commands(texts: Sequence[str] | None) -> tuple[CommandObjective, ...]:
     return tuple(found)
 
 
-def objectives(text: str | None, own: Sequence[CommandObjective] = ()) -> tuple[str, ...]:
+def objectives(text: str | None, own: Sequence[CommandObjective] = (), *, has_proxy: bool = False) -> tuple[str, ...]:
     """Names of the searched objectives: those of --objectives, or the usual ones, and those that `own` define."""
-    names = list(DEFAULT_OBJECTIVES) if text is None else [name.strip() for name in text.split(",")]
+    usual = PROXY_OBJECTIVES if has_proxy else DEFAULT_OBJECTIVES
+    names = list(usual) if text is None else [name.strip() for name in text.split(",")]
     names += [command.name for command in own if command.name not in names]
     resolve_objectives(names, own)
     return tuple(names)
@@ -171,7 +184,8 @@ def make_spec(
     rules = protocol(args, target)
     emulated = is_emulated(entry, target)
     own = commands(args.objective_command)
-    searched = objectives(args.objectives, own)
+    proxy = None if args.proxy is None else load_proxy(args.proxy)
+    searched = objectives(args.objectives, own, has_proxy=proxy is not None)
     memory = memory_bytes(entry, target)
     budget_s = budget_besides(args)
     if args.space is not None:
@@ -186,7 +200,7 @@ def make_spec(
         n_expected = expected_candidates(args, space, memory, rules, emulated=emulated, budget_s=budget_s)
         settings = guided_settings(args, n_expected, lambda text: say(f"{entry.name}: {text}"))
     timeout_s = args.candidate_timeout or (EMULATED_TIMEOUT_S if emulated else DEFAULT_TIMEOUT_S)
-    return RunSpec(
+    spec = RunSpec(
         run_id=run_id,
         space=space,
         budget_s=args.budget,
@@ -206,7 +220,25 @@ def make_spec(
         meter=meters.board_meter(meter(args, entry)),
         is_tuned=args.tune,
         baselines=beside(args, space, rules, lambda text: say(f"{entry.name}: {text}"), emulated=emulated),
+        proxy=None if proxy is None else proxy.to_json(),
     )
+    if proxy is not None:
+        check_proxy(proxy, spec, args.proxy, lambda text: say(f"{entry.name}: {text}"))
+    return spec
+
+
+def check_proxy(proxy: CalibratedProxy, spec: RunSpec, name: str, say: Callable[[str], None]) -> None:
+    """Whether the proxy can judge what the run builds. Raises UsageError; says what is doubtful."""
+    from edge_lts.preparation import load_proxy as load
+
+    try:
+        load(spec)
+    except SpecError as exc:
+        raise UsageError(f"--proxy {name}: {exc}") from exc
+    if proxy.backbone is None:
+        say(f"{name} does not say which backbone its labels had: it is taken to be that of the space")
+    if QUALITY not in spec.objectives:
+        say(f"{QUALITY} is recorded, but not searched: it is not among the --objectives")
 
 
 def budget_besides(args: argparse.Namespace) -> float:

@@ -24,12 +24,14 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError
 from edge_lts.ledger import LedgerReader
 from edge_lts.records import DeviceInfo, RunSpec
-from edge_lts.runfolder import to_bytes
+from edge_lts.runfolder import read_json, to_bytes
 from edge_lts.status import check_status
+from edge_lts.training import Job, Trained
 from edge_lts_host import follow, hosts, inventory, onboard, spaces, targets
 from edge_lts_host.agent_protocol import AgentReader
 from edge_lts_host.arch_files import parse_architecture
 from edge_lts_host.board_facts import BoardFacts, check_memory, check_root, check_userland
+from edge_lts_host.calibration.training import describe
 from edge_lts_host.errors import ConnectError
 from edge_lts_host.meters import energy, tc66c
 from edge_lts_host.meters.port import SerialMeter
@@ -167,6 +169,20 @@ def feed_architecture(data: bytes) -> None:
     arch = parse_architecture(data, "input")
     assert arch.total_params >= arch.decoder_params > 0
     assert Architecture.from_json(arch.to_json()).arch_id == arch.arch_id
+
+
+def feed_training(data: bytes) -> None:
+    try:
+        found = read_json(as_path(data))
+    except ValueError:
+        return
+    if "models" in found:
+        job = Job.from_json(found)
+        assert Job.from_json(job.to_json()) == job
+    else:
+        one = Trained.from_json(found)
+        assert describe(one)
+        json.dumps(one.to_json(), allow_nan=False)
 
 
 def feed_target(data: bytes) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import random
 import struct
 from pathlib import Path
 from typing import Any
 
+from edge_lts.arch import Architecture
+from edge_lts.training import Job, Point, Recipe, Text, Trained
 from edge_lts_host import onboard
 from edge_lts_host.hosts import HostEntry
 from edge_lts_host.meters import tc66c
@@ -155,6 +158,26 @@ def known_hosts() -> tuple[bytes, ...]:
 
 def lines(*records: object) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def trainings() -> tuple[bytes, ...]:
+    """A job, and what came of a training that went well and of one that did not."""
+    arch = Architecture.from_json(json.loads(architectures()[0])).replace(vocab_size=256)
+    recipe = Recipe(tokens=4096)
+    job = Job(
+        job_id="0123456789ab",
+        models=((arch, 0), (arch, 1)),
+        recipe=recipe,
+        text=Text(vocab_size=256, bytes_per_token=1.0),
+        budget_s=60.0,
+    )
+    point = Point(tokens=2048, seconds=1.5, training_loss=3.5, validation_loss=3.4)
+    well = Trained(
+        key="0" * 12, architecture=arch, seed=1, recipe=recipe, loss_nats=3.1, bits_per_byte=4.4, steps=4, tokens=4096,
+        seconds=3.0, curve=(point,), conditions={"torch": "2.9.1"},
+    )  # fmt: skip
+    badly = dataclasses.replace(well, loss_nats=None, bits_per_byte=None, error="nonfinite: the loss at step 3")
+    return tuple(json.dumps(one.to_json()).encode() for one in (job, well, badly))
 
 
 def architectures() -> tuple[bytes, ...]:

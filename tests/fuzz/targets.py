@@ -104,6 +104,7 @@ def all_targets() -> dict[str, Target]:
         target("serial login", seeds.consoles(), readers.feed_console, (ConnectError,), (*_SERIAL, readers.BETWEEN)),
         target("probe's answer", seeds.answers(), readers.feed_probe, refusals, _PROTOCOL),
         target("architecture file", seeds.architectures(), readers.feed_architecture, (ArchitectureError,), _JSON),
+        target("training files", seeds.trainings(), readers.feed_training, (SpecError, ArchitectureError), _JSON),
         target("target file", seeds.target_files(), readers.feed_target, (TargetError,), _TOML),
         target("space file", seeds.space_files(), readers.feed_space, (SpaceError,), _TOML),
         target("inventory", (seeds.INVENTORY.encode(),), readers.feed_inventory, (TargetError,), _TOML),

@@ -28,6 +28,7 @@ from edge_lts.runfolder import DEVICE, LEDGER, SPEC
 from edge_lts_host import store
 from edge_lts_host.index.columns import FIELDS, joined, slowdowns, to_columns
 from edge_lts_host.index.lines import read_line
+from edge_lts_host.report import proxy
 
 if TYPE_CHECKING:
     from edge_lts_host.index.columns import Column
@@ -139,6 +140,7 @@ def facts_of(folder: RunFolder) -> dict[str, Any]:
         "space": str(spec.space.get("name", "")),
         "backbone": str(spec.space.get("backbone", "")),
         "strategy": spec.strategy,
+        "proxy": (proxy.facts(spec) or {"digest": ""})["digest"],
         "is_emulated": spec.is_emulated or bool(device is not None and device.is_emulated),
         "boards": [],
         "failures": {},

@@ -1,8 +1,8 @@
 """What is indexed of an evaluation, as columns of numbers, and the arithmetic on whole columns.
 
 A row is one process. Times are in seconds as the board measured them (in a pool: at the pool's speed), NaN is "not
-measured". `slowdown_*` are worked out from the anchors of the whole run as `edge_lts.speed` does it for one process
-after the other; a test holds both equal.
+measured", or of `quality` "no proxy". `slowdown_*` are worked out from the anchors of the whole run as `edge_lts.speed`
+does it for one process after the other; a test holds both equal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from edge_lts.objectives import OBJECTIVES
+from edge_lts.objectives import OBJECTIVES, QUALITY
 from edge_lts.records import ASIDE, NOTES, TAINTS, Purpose
 from edge_lts.speed import ANCHORS, EXPONENTS, MIN_PROCESSES, MOST_SPREADS, trust_of
 
@@ -33,6 +33,7 @@ FIELDS: tuple[tuple[str, str], ...] = (
     ("flags", "<u4"),  # a bit for each of FLAGS
     ("spent_s", "<f8"),
     ("decoder_params", "<f8"),
+    (QUALITY, "<f8"),  # the lower bound, by the proxy of its run
     *(
         field
         for name in MEASURED

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from edge_lts.errors import LedgerError
+from edge_lts.objectives import QUALITY
 from edge_lts.records import Evaluation, check_schema, outcome_from_json
 from edge_lts.speed import ANCHORS, BOARD_FACTOR, anchors_of, at_pool_speed
 from edge_lts_host.index.columns import FLAGS, MEASURED, PURPOSES
@@ -141,6 +142,7 @@ def row_of(arch_id: str, record: Mapping[str, Any], anchors: Mapping[str, Any], 
         bits,
         _number(record.get("spent_s")),
         _number(objectives.get("decoder_params")),
+        _lower_bound(objectives.get(QUALITY)),
     ]
     for name in MEASURED:
         values += _value(objectives.get(name))
@@ -148,6 +150,13 @@ def row_of(arch_id: str, record: Mapping[str, Any], anchors: Mapping[str, Any], 
         seconds = anchors.get(name)
         values.append(_number(seconds) if seconds is not None and _number(seconds) > 0 else _NAN)
     return tuple(values)
+
+
+def _lower_bound(value: Any) -> float:
+    """Of an estimate, or that bound alone as exports have it."""
+    if value is None:
+        return _NAN
+    return _number(value.get("low") if isinstance(value, dict) else value)
 
 
 def _value(value: Any) -> tuple[float, float, float, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_lts.arch import Architecture
+from edge_lts.objectives import QUALITY
 from edge_lts.records import value_to_json
 from edge_lts_host.arch_files import load_architecture, parse_architecture
 from edge_lts_host.errors import HostError, UsageError
@@ -44,8 +45,11 @@ def find(index: Index, wanted: str | Architecture) -> int:
 
 
 def query(index: Index, wanted: str | Architecture, patterns: Sequence[str] = ()) -> dict[str, Any]:
-    """`architecture` and `boards`: for each kind of board that measured it its values, in how many processes, in which
-    runs. Raises HostError where none did; what was measured on boards that `patterns` leave out does not count."""
+    """`architecture`, its `quality` by each proxy that runs had, and `boards`: for each kind of board that measured it
+    its values, in how many processes, in which runs.
+
+    Raises HostError where none did; what was measured on boards that `patterns` leave out does not count.
+    """
     number = find(index, wanted)
     answers = []
     for board in boards_of(index, patterns):
@@ -65,6 +69,7 @@ def query(index: Index, wanted: str | Architecture, patterns: Sequence[str] = ()
         "architecture": architecture.to_json(),
         "decoder_params": architecture.decoder_params,
         "total_params": architecture.total_params,
+        "quality": _qualities(index, number),
         "boards": answers,
     }
 
@@ -72,6 +77,18 @@ def query(index: Index, wanted: str | Architecture, patterns: Sequence[str] = ()
 def _runs_with(index: Index, board: Board, number: int) -> Board | None:
     runs = [run for run in board.runs if (index.columns_of(run.number, ("arch",))["arch"] == number).any()]
     return Board(name=board.name, runs=tuple(runs)) if runs else None
+
+
+def _qualities(index: Index, number: int) -> list[dict[str, Any]]:
+    """{"proxy", "low"} for each calibrated proxy that judged the architecture in a run: its lower bound of quality."""
+    found: dict[str, float] = {}
+    for run in index.runs():
+        if run.is_readable and run.facts.get("proxy"):
+            columns = index.columns_of(run.number, ("arch", QUALITY))
+            for value in columns[QUALITY][columns["arch"] == number].tolist():
+                if value == value:
+                    found[run.facts["proxy"]] = value
+    return [{"proxy": digest, "low": low} for digest, low in sorted(found.items())]
 
 
 def _answer(index: Index, board: Board, number: int) -> dict[str, Any] | None:
@@ -91,7 +108,7 @@ def _answer(index: Index, board: Board, number: int) -> dict[str, Any] | None:
 
 def measurements(index: Index, patterns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every process as a flat row, for a data frame: medians in SI units as measured, `slowdown_*` beside them."""
-    names = ("arch", "purpose", "spent_s", "decoder_params")
+    names = ("arch", "purpose", "spent_s", "decoder_params", QUALITY)
     rows = []
     for board in boards_of(index, patterns):
         device, protocol = board.facts["device"] or {}, board.facts["protocol"]
@@ -114,6 +131,7 @@ def measurements(index: Index, patterns: Sequence[str] = ()) -> list[dict[str, A
                         "run_id": run.run_id,
                         "arch_id": arch_id_of(number),
                         "purpose": PURPOSES[cells["purpose"][row]],
+                        "proxy": run.facts.get("proxy") or None,
                         **{name: None if value != value else value for name, value in values.items()},
                     }
                 )

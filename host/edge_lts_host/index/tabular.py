@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_lts.errors import EdgeLtsError, LedgerError
+from edge_lts.objectives import QUALITY
 from edge_lts.records import Protocol, check_run_id
 from edge_lts.speed import ANCHORS
 from edge_lts_host.errors import StoreError
@@ -46,7 +47,7 @@ FORMAT, FORMAT_VERSION = "edge-lts-bench", 1
 MAX_LINE_BYTES = 1 << 20
 _NAMES = tuple(name for name, _ in FIELDS)
 _TEXTS = ("target", "space", "backbone", "strategy", "first_at", "last_at")
-_FACTS = (*_TEXTS, "device", "protocol", "is_emulated", "failures")
+_FACTS = (*_TEXTS, "proxy", "device", "protocol", "is_emulated", "failures")
 _ID = re.compile(r"[0-9a-f]{12}")
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -97,6 +98,8 @@ def _lines(index: Index, boards: Sequence[Board], counts: dict[str, int]) -> Ite
 
 def _measurement(cells: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     objectives: dict[str, Any] = {"decoder_params": int(cells["decoder_params"][row])}
+    quality = cells[QUALITY][row]
+    objectives |= {QUALITY: quality} if quality == quality else {}
     for name in MEASURED:
         middle, low, high, n = (cells[key][row] for key in (name, f"{name}_low", f"{name}_high", f"{name}_n"))
         if middle == middle:
@@ -219,6 +222,7 @@ def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
         raise LedgerError("device must be an object or null")
     return {
         **{key: str(data[key]) for key in _TEXTS},
+        "proxy": str(data.get("proxy", "")),  # older files have none
         "device": None if device is None else {key: device.get(key) for key in DEVICE_KEYS},
         "protocol": Protocol.from_json(data["protocol"]).to_json(),
         "is_emulated": bool(data["is_emulated"]),

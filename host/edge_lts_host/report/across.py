@@ -19,8 +19,9 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from edge_lts.objectives import Objective
+from edge_lts.objectives import QUALITY, Objective
 from edge_lts.records import Evaluation
+from edge_lts_host.report import proxy
 from edge_lts_host.report.intervals import Bounds, centre, ratio
 from edge_lts_host.report.pairs import hypervolume, pair
 from edge_lts_host.report.quality import LATENCIES
@@ -74,6 +75,7 @@ def _summary(side: Side) -> dict[str, Any]:
     )
     return {
         **{key: run[key] for key in keys},
+        "proxy": run.get("proxy"),
         "objectives": list(side.spec.objectives),
         "space": side.spec.space.get("name"),
         "strategy": side.spec.strategy,
@@ -101,16 +103,23 @@ def _group(sides: Sequence[Side], n_levels: int, sessions: Sequence[Session]) ->
         return data
     quality = next((axis for axis in axes if axis.direction == "max"), None)
     costs = [axis for axis in axes if axis.direction == "min"]
+    is_mixed = not _have_one_quality(sides)
     if quality is not None:
         data["quality"] = quality.name
         data["levels"] = _levels(sides, quality, costs, n_levels)
-    data["hypervolume"] = hypervolume(sides, axes)
+    data["hypervolume"] = None if is_mixed else hypervolume(sides, axes)
     combinations = list(itertools.combinations(sides, 2))
     data["pairs"] = [pair(a, b, data, len(combinations)) for a, b in combinations]
     ids = {side.run_id for side in sides}
     found = [one for session in sessions if session.onto in ids for one in regrets(session) if one["from"] in ids]
     data["transfers"] = list({(one["from"], one["onto"]): one for one in found}.values())  # the newest of each
     return data
+
+
+def _have_one_quality(sides: Sequence[Side]) -> bool:
+    """Whether they were all ranked by one proxy, or none by a calibrated one."""
+    searched = [QUALITY in side.spec.objectives for side in sides]
+    return not any(searched) or (all(searched) and proxy.is_shared(side.run for side in sides))
 
 
 def _warnings(sides: Sequence[Side]) -> list[str]:
@@ -129,6 +138,9 @@ def _warnings(sides: Sequence[Side]) -> list[str]:
             warnings.append(f"{what} differs: {', '.join(found)}")
     if len({side.spec.constraints for side in sides}) > 1:
         warnings.append("the runs searched under different constraints, which cut their frontiers")
+    if not _have_one_quality(sides):
+        names = [f"{side.run_id} by {_ranked_by(side)}" for side in sides]
+        warnings.append(f"the runs ranked architectures differently, so nothing is compared on it: {'; '.join(names)}")
     warnings += [f"{side.run_id} has no frontier" for side in sides if not side.members]
     warnings += [
         f"{side.run_id} is emulated: its timings are shown and compared with nothing"
@@ -148,6 +160,13 @@ def _warnings(sides: Sequence[Side]) -> list[str]:
             "difference in time is claimed"
         )
     return warnings
+
+
+def _ranked_by(side: Side) -> str:
+    found = side.run.get("proxy")
+    if QUALITY not in side.spec.objectives or not found:
+        return next((one.name for one in side.spec.resolved_objectives if one.direction == "max"), "nothing")
+    return f"the proxy {found['name']} ({found['digest']})"
 
 
 # Levels ---------------------------------------------------------------------------------------------------------------

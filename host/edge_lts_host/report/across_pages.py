@@ -12,9 +12,9 @@ from edge_lts_host.report.sides import is_performance
 
 APART = "These runs measured differently; the groups are not compared with one another."
 LEGEND = (
-    "Each row: of each run the member with at least so many parameters that costs least. [low, high]: where a fresh\n"
-    "process would land, 95 %; ±: the run's usual interval, for a member measured too seldom for its own, or how\n"
-    "finely memory can be read; (low, high): this occasion alone, from which no difference is claimed. A ratio is\n"
+    "Each row: of each run the member with at least so much of the first column that costs least. [low, high]: where\n"
+    "a fresh process would land, 95 %; ±: the run's usual interval, for a member measured too seldom for its own, or\n"
+    "how finely memory can be read; (low, high): this occasion alone, from which no difference is claimed. A ratio is\n"
     "given where the intervals are apart."
 )
 MEMBERS_SHOWN = 20
@@ -117,7 +117,8 @@ def _group(group: Mapping[str, Any], runs: Mapping[str, Any], letters: Mapping[s
     if group["warnings"]:
         parts.append(render.bullets([render.text(text, 300) for text in group["warnings"]], output))
     if not group["levels"]:
-        parts.append(render.paragraph("These frontiers share no range of sizes: no table side by side.", output))
+        lacking = "nothing to be set side by side by" if group["quality"] is None else "no range of sizes"
+        parts.append(render.paragraph(f"These frontiers share {lacking}: no table side by side.", output))
     else:
         parts += [_level_table(group, cost, runs, letters, output) for cost in group["levels"][0]["cells"]]
         parts.append(_who(group, letters, output))

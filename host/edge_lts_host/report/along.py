@@ -57,8 +57,10 @@ def hypervolumes(sides: Sequence[Side], axes: Sequence[Objective]) -> list[dict[
         rows = []
         for spent_s, values in measured(side).values():
             is_within = all(name in values and limit.allows(values[name]) for name, limit in allowed.items())
-            if is_within and all(values.get(axis.name, 0.0) > 0 for axis in axes):
-                rows.append((spent_s, [axis.loss(math.log(values[axis.name])) for axis in axes]))
+            logs = [axis.log(values[axis.name]) if axis.name in values else None for axis in axes]
+            known = [axis.loss(log) for axis, log in zip(axes, logs, strict=True) if log is not None]
+            if is_within and len(known) == len(axes):
+                rows.append((spent_s, known))
         if rows:
             rows.sort(key=lambda row: row[0])
             found.append((side.run_id, np.array([row[0] for row in rows]), np.array([row[1] for row in rows])))

@@ -6,6 +6,7 @@ the baseline takes over what the rival takes, with an interval made of the ends 
 inside the intervals are not called differences. Where nothing on the frontier is as large, the largest member stands in
 its place (`nearest`), and nothing follows for the proxy.
 
+Where the run was ranked by a calibrated proxy, proxy means its quality, and a baseline of another backbone has none.
 Latencies are at the run's usual speed, as members' are. That speed is told by anchors that depend on backbone and kind
 of embedding (`edge_lts.profile.anchor`), so a baseline is only corrected by processes of its own kind.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.frontier import Frontier, Member
-from edge_lts.objectives import OBJECTIVES
+from edge_lts.objectives import OBJECTIVES, QUALITY
 from edge_lts.records import ASIDE, Evaluation, Failure, Outcome, RunSpec
 from edge_lts.stats import median
 from edge_lts_host.baselines import label
@@ -162,7 +163,12 @@ class _Judge:
         if able or not good:
             return {"rivals": rivals}
         its, largest = max(good, key=lambda one: one[0])
-        return {"nearest": {"quality_ratio": its / wanted if wanted else None, **self._against(baseline, largest)}}
+        is_log = self._quality == QUALITY
+        gap = {
+            "quality_ratio": None if is_log or not wanted else its / wanted,
+            "quality_gap_nats": wanted - its if is_log else None,
+        }
+        return {"nearest": {**gap, **self._against(baseline, largest)}}
 
     def _against(self, baseline: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         ratios = {}
@@ -266,7 +272,8 @@ def _table(
         ]
         for cost in rivals:
             rival = one["rivals"].get(cost)
-            row.append("none as large" if rival is None else render.text(rival["arch_id"]))
+            none = "none as good" if data["quality"] == QUALITY else "none as large"
+            row.append(none if rival is None else render.text(rival["arch_id"]))
             row += [render.ratio(None if rival is None else rival["ratios"].get(name)) for name in ratios]
         cells.append(row)
     return cells, headings
@@ -284,18 +291,23 @@ def _summary_line(one: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         found = one["costs"].get(cost)
         if found is None:
             continue
-        text = f"{_word(cost)}: {found['n_beaten']} of {found['n']} take more than a member that is at least as large"
+        good = "good" if data["quality"] == QUALITY else "large"
+        text = f"{_word(cost)}: {found['n_beaten']} of {found['n']} take more than a member that is at least as {good}"
         if found["best"] is not None:
             text += f", up to {render.ratio(found['best'])} times ({found['best']['label']})"
         if found["n_better"]:
             text += f"; {found['n_better']} take less"
         words.append(text)
     if one["n_beyond"]:
-        words.append(f"{one['n_beyond']} larger than anything on the frontier")
+        better = "better" if data["quality"] == QUALITY else "larger"
+        words.append(f"{one['n_beyond']} {better} than anything on the frontier")
         if one["n"] == 1:  # such as OPT-350M
             (nearest,) = (it["nearest"] for it in data["members"] if it["family"] == one["family"])
-            share = f"{render.percent(nearest['quality_ratio'])} of its {_word(data['quality'])}"
-            words.append(f"the largest member, {render.text(nearest['arch_id'])}, has {share}")
+            share = f"has {render.percent(nearest['quality_ratio'])} of its {_word(data['quality'])}"
+            if nearest["quality_gap_nats"] is not None:
+                share = f"lacks {render.nats(nearest['quality_gap_nats'])} nats of its quality"
+            best = "best" if data["quality"] == QUALITY else "largest"
+            words.append(f"the {best} member, {render.text(nearest['arch_id'])}, {share}")
             words += [f"{_word(cost)} x {render.ratio(found)}" for cost, found in nearest["ratios"].items()]
     return f"{one['family']}: {'; '.join(words) or 'nothing to compare'}"
 

@@ -60,6 +60,10 @@ def answer(data: Mapping[str, Any], output: str) -> str:
         f"{data['arch_id']}: {data['architecture']['backbone']}, {render.count(data['decoder_params'])} decoder "
         f"parameters, {render.count(data['total_params'])} in all"
     )
+    for one in data["quality"]:
+        title += (
+            f"\nquality at least {render.nats(one['low'])} nats (90 %) by the proxy {render.text(one['proxy'], 12)}"
+        )
     notes = [f"{board['board']}: {protocol(board['protocol'])}" for board in data["boards"]]
     return "\n\n".join([title, render.table(cells, headings, output), render.bullets(notes, output)])
 

@@ -3,11 +3,11 @@
 A member's time is what was measured or what the model makes of it, whichever is more: the fastest of many measurements
 is a lucky one. The frontier is solved again with every layer shape, and what lies outside the layers, at the lower ends
 of their simultaneous intervals. Whatever the space holds is then no faster than that solution, at a member's
-decoder_params and in its predicted peak memory, unless some cost lies below its interval, which happens in one of
-twenty runs at most if the model's assumptions hold: costs add up, deviations are normal, and the model's spread is as
-honest about shapes that were not measured as it is about measured models left out. Where left-out errors are larger
-than the model expects, its spread is widened by as much. `benchmarks/bench_oracle.py` counts how often the bound holds
-where the truth is known.
+decoder_params (or quality) and in its predicted peak memory, unless some cost lies below its interval, which happens in
+one of twenty runs at most if the model's assumptions hold: costs add up, deviations are normal, and the model's spread
+is as honest about shapes that were not measured as it is about measured models left out. Where left-out errors are
+larger than the model expects, its spread is widened by as much. `benchmarks/bench_oracle.py` counts how often the bound
+holds where the truth is known.
 
 Simultaneous by Bonferroni's inequality over all shapes and widths, one-sided. A whole model may also be faster than the
 sum of its layers. How much cannot be told from the noise of measuring, so all of the noise counts as that: the bound is
@@ -22,17 +22,18 @@ from statistics import NormalDist
 
 from edge_lts.arch import Architecture
 from edge_lts.errors import SpaceError
-from edge_lts.objectives import Constraint, Objective
+from edge_lts.objectives import QUALITY, Constraint, Objective
+from edge_lts.preparation import load_proxy
 from edge_lts.records import DeviceInfo, Evaluation, Outcome, Protocol, RunSpec
 from edge_lts.search.base import narrowed
 from edge_lts.search.cost_model import COSTS
-from edge_lts.search.predictor import RESOLUTION, Predictor
+from edge_lts.search.predictor import Predictor, relaxed
 from edge_lts.space import SearchSpace
 from edge_lts.stats import median
 
 CONFIDENCE = 0.95
 MIN_EVALUATIONS = 12
-BY_FORMULA = ("decoder_params", "peak_memory_bytes")
+BY_FORMULA = ("decoder_params", QUALITY, "peak_memory_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def fitted(
     `protocol` with its threads resolved.
     """
     size = spec.settings.get("cache_bytes", None if device is None else device.extra.get("last_level_cache_bytes"))
-    predictor = Predictor(protocol, size if isinstance(size, int) else None)
+    predictor = Predictor(protocol, size if isinstance(size, int) else None, load_proxy(spec))
     n_told = 0
     for outcome in outcomes:
         if isinstance(outcome, Evaluation) and outcome.purpose == "search":
@@ -118,10 +119,9 @@ def certify(
         shares = []
         for (arch, values), seconds in zip(members, measured, strict=True):
             predicted = predictor.predict(arch)
-            known = {**values, **predicted, "decoder_params": float(arch.decoder_params)}
-            limits = [objective.loss(known[objective.name]) for objective in formulas]
-            # The solution is kept at a resolution of RESOLUTION; a point that far off may stand for a better one.
-            limits = [max(limit * RESOLUTION, limit / RESOLUTION) for limit in limits]
+            known = {**values, **predicted, **predictor.by_formula(arch)}
+            # The solution is kept at a resolution; a point that far off may stand for a better one.
+            limits = [relaxed(objective, objective.loss(known[objective.name])) for objective in formulas]
             no_worse = [row for row in lowest if all(loss <= limit for loss, limit in zip(row, limits, strict=False))]
             longest = max(seconds, predicted[cost.name])  # a lucky measurement is no proof
             floor = min((row[-1] for row in no_worse), default=longest) * lucky

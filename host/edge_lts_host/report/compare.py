@@ -6,7 +6,8 @@ frontier.json never arrived, is reported as far as its ledger goes. Beyond the k
 `health` (what the frontier says of its space, see `health`), `quality` (how undisturbed it measured, see `quality`),
 `drift` (how the machine's speed moved), `energy` (the meters), `energy_rejected` (records that a meter on the
 workstation gave no value for, by reason), `rank_changes` (who would stand elsewhere on one thread),
-`knees` (beyond whom more size costs much more, see `knees`), `boards` (of a pool), `baselines` (see there), `own_cost`
+`proxy` (which calibrated proxy gave `quality`; null without), `knees` (beyond whom more size costs much more, see
+`knees`), `boards` (of a pool), `baselines` (see there), `own_cost`
 and `certificates` (how much faster anything in the space could be, of guided runs); each member its `split` and
 `energy`. `comparable` lists the runs that measured in the same way: numbers of runs in different lists are never
 compared.
@@ -23,6 +24,7 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import EdgeLtsError, LedgerError
 from edge_lts.footprint import cache_bytes, place_bytes, precision_of
 from edge_lts.frontier import Member, members
+from edge_lts.objectives import QUALITY
 from edge_lts.records import DeviceInfo, Evaluation, Failure, Outcome, Protocol, RunSpec, central
 from edge_lts.speed import MIN_PROCESSES, anchors_of, at_pool_speed
 from edge_lts.stats import median, quantile
@@ -32,6 +34,8 @@ from edge_lts_host.report.energy import add_energy, workstation_values
 from edge_lts_host.report.health import genes_of, health
 from edge_lts_host.report.knees import knees
 from edge_lts_host.report.own_cost import own_cost
+from edge_lts_host.report.proxy import extrapolated
+from edge_lts_host.report.proxy import facts as proxy_facts
 from edge_lts_host.report.quality import quality
 from edge_lts_host.store import RunFolder
 
@@ -79,6 +83,7 @@ def report_run(folder: RunFolder, *, has_certificates: bool = True) -> dict[str,
     is_emulated = spec.is_emulated or bool(device is not None and device.is_emulated)
     board = None if device is None else device.to_json()
     spent_s = _spent(outcomes, status)
+    is_calibrated = QUALITY in spec.objectives
     return {
         "run_id": spec.run_id,
         "target": spec.target,
@@ -103,7 +108,11 @@ def report_run(folder: RunFolder, *, has_certificates: bool = True) -> dict[str,
         "energy_rejected": rejected,
         "rank_changes": rank_changes(entries),
         "certificates": _certificates(spec, device, outcomes, protocol, definite) if has_certificates else [],
-        "health": health([member.architecture for member in definite], genes_of(spec.space)),
+        "health": health(
+            [member.architecture for member in definite], genes_of(spec.space), is_calibrated=is_calibrated
+        )
+        + extrapolated([entry for entry in entries if not entry["probably_dominated"]]),
+        "proxy": proxy_facts(spec),
         "knees": knees(entries, spec.resolved_objectives, board),
         "baselines": baselines(spec, outcomes, entries, board, is_emulated=is_emulated),
         "frontier": entries,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge_lts_host.report import own_cost, render
+from edge_lts_host.report import own_cost, proxy, render
 
 # What a Protocol.comparison_key is made of, in words for a heading.
 PROTOCOL_KEYS = ("name", "prompt_tokens", "context_tokens", "logits", "threads", "precision", "heat", "method_version")
@@ -38,6 +38,7 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
             "space",
             f"{render.text(spec['space'].get('name', '-'))}, {render.text(spec['strategy'])}, seed {spec['seed']}",
         ),
+        *([("proxy", proxy.words(run["proxy"]))] if run.get("proxy") else []),
         ("measured", measured),
         ("budget", f"{render.duration(run['spent_s'])} of {render.duration(spec['budget_s'])}"),
         *own_cost.lines(run),

@@ -14,15 +14,21 @@ from edge_lts.arch import Architecture
 from edge_lts.errors import SpaceError
 from edge_lts.space_rules import GENE_KEYS, VALIDATED, Genes
 
+CALIBRATED = ("decoder_params", "n_layer", "d_inner_over_d_model")  # rules about what a calibrated proxy looks at
 
-def health(frontier: Sequence[Architecture], genes: Genes | None) -> list[dict[str, Any]]:
+
+def health(
+    frontier: Sequence[Architecture], genes: Genes | None, *, is_calibrated: bool = False
+) -> list[dict[str, Any]]:
     """Notes on a frontier: {"kind": "bound", "gene", ...} for each side of a gene at which members stand, and
     {"kind": "unvalidated", "rule", ...} for each side of a range that members leave.
 
     All have `side` (low or high), `value` (the bound) and `members` (arch_ids in the frontier's order). Without `genes`
-    only the ranges are looked at.
+    only the ranges are looked at. `is_calibrated`: the run was ranked by a calibrated proxy, whose own labels say where
+    it was checked in whatever it looks at.
     """
-    return ([] if genes is None else _bounds(frontier, genes)) + _unvalidated(frontier)
+    ranges = {rule: bounds for rule, bounds in VALIDATED.items() if not (is_calibrated and rule in CALIBRATED)}
+    return ([] if genes is None else _bounds(frontier, genes)) + _unvalidated(frontier, ranges)
 
 
 def genes_of(space: Mapping[str, Any]) -> Genes | None:
@@ -53,9 +59,11 @@ def _bounds(frontier: Sequence[Architecture], genes: Genes) -> list[dict[str, An
     return notes
 
 
-def _unvalidated(frontier: Sequence[Architecture]) -> list[dict[str, Any]]:
+def _unvalidated(
+    frontier: Sequence[Architecture], ranges: Mapping[str, tuple[int | None, int | None]]
+) -> list[dict[str, Any]]:
     notes = []
-    for rule, bounds in VALIDATED.items():
+    for rule, bounds in ranges.items():
         for side, bound in zip(("low", "high"), bounds, strict=True):
             members = [bound is not None and _is_beyond(arch, rule, side, bound) for arch in frontier]
             if bound is not None and any(members):
@@ -67,10 +75,10 @@ def _is_beyond(arch: Architecture, name: str, side: str, bound: int) -> bool:
     """Whether a gene or another number of `arch`, in any of its layers, lies beyond an inclusive bound."""
     numbers: list[float]
     if name == "d_head":
-        numbers = [arch.d_model / layer.n_head for layer in arch.layers]
+        numbers = [arch.head_width(layer) for layer in arch.layers]
     elif name == "d_inner_over_d_model":
         numbers = [layer.d_inner / arch.d_model for layer in arch.layers]
-    elif name in ("d_inner", "n_head"):
+    elif name in ("d_inner", "n_head", "n_kv_head"):
         numbers = [getattr(layer, name) for layer in arch.layers]
     else:
         numbers = [getattr(arch, name)]

@@ -44,8 +44,10 @@ class Bounds(NamedTuple):
 
 
 def centre(value: Any) -> float | None:
-    """The number to compare by, of an exact or a measured value."""
-    return number(value["median"]) if isinstance(value, Mapping) and "median" in value else number(value)
+    """The number to compare by, of an exact, a measured or an estimated value (by its lower bound)."""
+    if isinstance(value, Mapping):
+        return number(value.get("median", value.get("low")))
+    return number(value)
 
 
 def usual_widths(entries: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -67,7 +69,7 @@ def bounds(name: str, value: Any, widths: Widths, device: Mapping[str, Any] | No
     middle = centre(value)
     if middle is None:
         return None
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or "mean" in value:  # of an estimate: the bound that it is compared by
         return Bounds(middle, middle, "exact")
     pair = _interval(value, "pi95")
     if pair is not None:

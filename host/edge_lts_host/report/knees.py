@@ -3,7 +3,7 @@
 For each searched cost the members that are undominated in quality and that cost alone are drawn in logarithms (a factor
 counts the same everywhere), scaled so that their ends are (0, 0) and (1, 1). The knee is the member farthest above the
 straight line between the ends (Satopaa et al. 2011, "kneedle", without its smoothing). A frontier that is nearly
-straight has none.
+straight has none. A quality that is a logarithm already is taken as it is.
 
 One lucky measurement can make a knee, so the costs are drawn anew within their intervals: `stability` is how often a
 member within 10 % of its quality is the knee then; None where intervals are not known.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MIN_MEMBERS = 5
 MIN_HEIGHT = 0.05  # above the straight line; less is called straight
 NEAR = 1.1  # as a factor of quality
+NEAR_LOG = 0.01  # of a quality that is a logarithm: 1 % of perplexity
 _N_DRAWS = 200
 _SEED = 0x6B6E
 
@@ -48,22 +49,23 @@ def knees(
     found = []
     for cost in axes:
         if cost.direction == "min":
-            one = _knee(sure, quality.name, cost.name, lambda name, value: bounds(name, value, widths, device))
+            one = _knee(sure, quality, cost.name, lambda name, value: bounds(name, value, widths, device))
             if one is not None:
                 found.append(one)
     return found
 
 
 def _knee(
-    entries: Sequence[Mapping[str, Any]], quality: str, cost: str, reach: Callable[[str, Any], Bounds | None]
+    entries: Sequence[Mapping[str, Any]], quality: Objective, cost: str, reach: Callable[[str, Any], Bounds | None]
 ) -> dict[str, Any] | None:
     import numpy as np
 
     points = []
     for entry in entries:
-        good, paid = (centre(entry["objectives"].get(name)) for name in (quality, cost))
-        if good is not None and paid is not None and good > 0 and paid > 0:
-            points.append((math.log(good), math.log(paid), entry))
+        value, paid = (centre(entry["objectives"].get(name)) for name in (quality.name, cost))
+        good = None if value is None else quality.log(value)
+        if good is not None and paid is not None and paid > 0:
+            points.append((good, math.log(paid), entry))
     if len(points) < MIN_MEMBERS:
         return None
     goods, costs = np.array([one[0] for one in points]), np.array([one[1] for one in points])
@@ -74,10 +76,16 @@ def _knee(
     low, high = int(steps[0]), int(steps[-1])
     return {
         "objective": cost,
-        "quality": quality,
+        "quality": quality.name,
         "arch_id": points[at][2]["arch_id"],
         "height": height,
-        "stability": _stability(points, goods, at, [reach(cost, one[2]["objectives"][cost]) for one in points]),
+        "stability": _stability(
+            points,
+            goods,
+            at,
+            [reach(cost, one[2]["objectives"][cost]) for one in points],
+            NEAR_LOG if quality.is_log else math.log(NEAR),
+        ),
         "before": _slope(goods, costs, low, at),
         "after": _slope(goods, costs, at, high),
     }
@@ -112,9 +120,13 @@ def _slope(goods: Numbers, costs: Numbers, a: int, b: int) -> float | None:
 
 
 def _stability(
-    points: Sequence[tuple[float, float, Mapping[str, Any]]], goods: Numbers, at: int, found: Sequence[Bounds | None]
+    points: Sequence[tuple[float, float, Mapping[str, Any]]],
+    goods: Numbers,
+    at: int,
+    found: Sequence[Bounds | None],
+    near: float,
 ) -> float | None:
-    """How often the knee stays where it is while costs are drawn from normal distributions within their intervals."""
+    """How often the knee stays within `near` of where it is while costs are drawn from normal distributions."""
     import numpy as np
 
     if any(one is None or not one.is_firm or one.low <= 0 for one in found):
@@ -125,5 +137,5 @@ def _stability(
     n_near = 0
     for _ in range(_N_DRAWS):
         there, _height = _farthest(goods, middle + spread * rng.standard_normal(len(middle)))
-        n_near += there is not None and abs(float(goods[there] - goods[at])) <= math.log(NEAR)
+        n_near += there is not None and abs(float(goods[there] - goods[at])) <= near
     return n_near / _N_DRAWS

@@ -18,9 +18,9 @@ from edge_lts_host.report.sides import Side
 
 # Kind -> terms of the cost model, in the order in which they are drawn.
 KINDS: dict[str, tuple[str, ...]] = {
-    "attention": ("projections", "attention", "heads"),
+    "attention": ("projections", "attention", "heads", "elementwise"),
     "feed-forward": ("ffn", "activation"),
-    "constant per layer": ("layer",),
+    "constant per layer": ("layer", "operators"),
     "embedding and head": ("head_table", "embedding", "logits"),
     "constant per call": ("call",),
 }

@@ -8,14 +8,15 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from edge_lts.objectives import OBJECTIVES
+from edge_lts.objectives import OBJECTIVES, QUALITY
 from edge_lts.space_rules import VALIDATED
-from edge_lts_host.report import baselines, decode_time, render, shapes
+from edge_lts.style import FAMILIES, STYLE_KEYS
+from edge_lts_host.report import baselines, decode_time, proxy, render, shapes
 from edge_lts_host.report.compare import outside_share
 from edge_lts_host.report.energy import meter_note, rejection_note
 from edge_lts_host.report.facts import facts, n_members, protocol
 from edge_lts_host.report.rows import CSV_KEYS as CSV_KEYS
-from edge_lts_host.report.rows import csv_row, value_keys
+from edge_lts_host.report.rows import STYLED_KEYS, csv_row, value_keys
 
 LEGEND = (
     "[low, high]: where a fresh process would land, 95 % (from three processes on). "
@@ -43,8 +44,11 @@ def report(data: Mapping[str, Any], output: str, members: int = MEMBERS_SHOWN) -
         return "\n".join(json.dumps(run, allow_nan=False) for run in data["runs"])
     if output == "csv":
         rows = [csv_row(run, member) for run in data["runs"] for member in run["frontier"]]
-        own = dict.fromkeys(key for run in data["runs"] for name in _own_objectives(run) for key in value_keys(name))
-        return render.to_csv(rows, (*CSV_KEYS, *own))
+        names = [QUALITY] if any(run.get("proxy") for run in data["runs"]) else []
+        names += [name for run in data["runs"] for name in _own_objectives(run)]
+        own = dict.fromkeys(key for name in names for key in value_keys(name))
+        styled = [key for key in STYLED_KEYS if any(key in row for row in rows)]
+        return render.to_csv(rows, (*CSV_KEYS, *styled, *own))
     return _pages(data, output, members)
 
 
@@ -68,6 +72,8 @@ def _legend(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the signs and columns mean that these runs have."""
     entries = [entry for run in runs for entry in run["frontier"]]
     lines = [LEGEND]
+    if any(run.get("proxy") for run in runs):
+        lines.append(proxy.LEGEND)
     if any(run["knees"] for run in runs):
         lines.append(LEGEND_KNEE)
     if any(entry["probably_dominated"] for entry in entries):
@@ -139,13 +145,12 @@ def _knee_note(one: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     name = _short_name(one["objective"])
     text = f"knee by {name}: {render.text(one['arch_id'])}, {shapes.words(entry['architecture'])}"
     if one["before"] is not None and one["after"] is not None:
-        text += (
-            f"; one percent more {_short_name(one['quality'])} costs {one['before']:.2g} % more {name} up to it, "
-            f"{one['after']:.2g} % beyond it"
-        )
+        gain = "less perplexity" if one["quality"] == QUALITY else f"more {_short_name(one['quality'])}"
+        text += f"; one percent {gain} costs {one['before']:.2g} % more {name} up to it, {one['after']:.2g} % beyond it"
     if one["stability"] is None:
         return f"{text}; too few intervals to say how firm it is"
-    return f"{text}; drawn anew within the intervals, it stays within 10 % of this in {one['stability']:.0%} of cases"
+    near = "1 % of its perplexity" if one["quality"] == QUALITY else "10 % of this"
+    return f"{text}; drawn anew within the intervals, it stays within {near} in {one['stability']:.0%} of cases"
 
 
 def _short_name(objective: str) -> str:
@@ -160,7 +165,8 @@ def _common_flags(run: Mapping[str, Any]) -> list[str]:
 
 def _certificate_note(item: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """How much faster anything could be, in the terms that the frontier was searched in."""
-    formulas = [name for name in ("decoder_params", "peak_memory_bytes") if name in run["spec"]["objectives"]]
+    known = ("decoder_params", QUALITY, "peak_memory_bytes")
+    formulas = [name for name in known if name in run["spec"]["objectives"]]
     at = f" at a member's {' and '.join(formulas)}" if formulas else ""
     return (
         f"{item['objective']}: no architecture in this space is more than {render.percent(item['median_share'])} faster"
@@ -170,9 +176,11 @@ def _certificate_note(item: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def _health_note(note: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     """One entry of `health` as a sentence that names gene or rule, and the first members."""
-    ids, is_low = note["members"], note["side"] == "low"
+    ids, is_low = note["members"], note.get("side") == "low"
     who = f"{len(ids)} of {n_members(run)} members {'is' if len(ids) == 1 else 'are'}"
     named = ", ".join(ids[:MEMBERS_NAMED]) + (f" and {len(ids) - MEMBERS_NAMED} more" * (len(ids) > MEMBERS_NAMED))
+    if note["kind"] == "extrapolated":
+        return f"quality: {who} beyond everything that the proxy was calibrated on ({named}): a guess with wide bounds"
     if note["kind"] == "unvalidated":
         where = f"{'below' if is_low else 'above'} {render.count(note['value'])}"
         return f"{note['rule']}: {who} {where} ({named}); the proxy was not checked there"
@@ -212,7 +220,7 @@ def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[li
     cells = []
     for member, mark in zip(frontier, marks, strict=True):
         row = [render.member(member), *_shape(member["architecture"])]
-        row += [render.text(member["architecture"].get(key)) for key in telling_keys]
+        row += [render.text(_value(member["architecture"], key)) for key in telling_keys]
         row += [render.objective(name, member["objectives"].get(name)) for name in names]
         cells.append(row + [mark] * any(marks))
     return headings, cells
@@ -221,6 +229,7 @@ def _frontier_table(run: Mapping[str, Any], frontier: Sequence[Any]) -> tuple[li
 def _marks(run: Mapping[str, Any], member: Mapping[str, Any], common: Sequence[str]) -> str:
     knees = [_short_name(one["objective"]) for one in run["knees"] if one["arch_id"] == member["arch_id"]]
     words = [f"knee ({', '.join(knees)})"] if knees else []
+    words += ["beyond the labels"] if proxy.is_extrapolated(member["objectives"].get(QUALITY)) else []
     own = [flag for flag in member["flags"] if flag not in common]
     return ", ".join([*words, render.flag_words(own)] if own else words)
 
@@ -257,22 +266,24 @@ def _measured_names(run: Mapping[str, Any], frontier: Sequence[Any]) -> list[str
 def _shape(architecture: Mapping[str, Any]) -> tuple[str, str, str]:
     layers = architecture["layers"]
     shape = f"{len(layers)} x {architecture['d_model']}"
-    return shape, _range([layer["d_inner"] for layer in layers]), _range([layer["n_head"] for layer in layers])
+    return shape, shapes.value_range([layer["d_inner"] for layer in layers]), shapes.heads(layers)
 
 
 def _telling_keys(run: Mapping[str, Any]) -> list[str]:
-    """What tells members' embeddings apart besides their width, and a precision that is a gene."""
+    """What tells members' embeddings apart besides their width, and whatever else all layers share and is a gene."""
     architectures = [member["architecture"] for member in run["frontier"]]
     if all(architecture["d_embed"] == architecture["d_model"] for architecture in architectures):
         keys = ["vocab_size"]
     else:
         keys = ["d_embed", "vocab_size"]
-    return [key for key in (*keys, "precision") if len({one.get(key) for one in architectures}) > 1]
+    keys += ["precision", "d_head", *STYLE_KEYS]
+    return [key for key in keys if len({_value(one, key) for one in architectures}) > 1]
 
 
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low}-{high}"
+def _value(architecture: Mapping[str, Any], key: str) -> Any:
+    """What is written, or what the backbone has."""
+    value = architecture.get(key)
+    return getattr(FAMILIES[architecture["backbone"]], key) if value is None and key in STYLE_KEYS else value
 
 
 def _own_objectives(run: Mapping[str, Any]) -> list[str]:

@@ -1,27 +1,30 @@
 """The best architecture within limits, as plain data (`edge-lts pick`): who it is, who comes next, what limits cost.
 
-Best is who has the most of the run's first objective that is to be large (decoder_params, unless the run brought its
-own), or, with `train_tokens`, the lowest loss by a published law (`loss_law`). Every architecture that was measured may
-be picked: with a limit that the search did not know, the best one need not stand on its frontier. A limit is kept by
-the median; `is_sure` says whether the whole interval keeps it, and `only_sure` demands that.
+Best is who has the most of the run's first objective that is to be large (decoder_params, the lower bound of a
+calibrated proxy's quality, or what the run brought of its own), or, with `train_tokens`, the lowest loss by a published
+law (`loss_law`). Every architecture that was measured may be picked: with a limit that the search did not know, the
+best one need not stand on its frontier. A limit is kept by the median; `is_sure` says whether the whole interval keeps
+it, and `only_sure` demands that.
 
 What a limit costs is who would be picked without it, all others kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge_lts.arch import Architecture
 from edge_lts.frontier import members
-from edge_lts.objectives import OBJECTIVES, Constraint, Objective
+from edge_lts.objectives import OBJECTIVES, QUALITY, Constraint, Objective
 from edge_lts.records import ASIDE, Evaluation, Outcome, RunSpec
 from edge_lts_host.errors import UsageError
 from edge_lts_host.report import compare
 from edge_lts_host.report.health import health
 from edge_lts_host.report.intervals import Widths, bounds, centre, usual_widths
 from edge_lts_host.report.loss_law import LAWS, TOKENS_PER_PARAM, LossLaw
+from edge_lts_host.report.proxy import is_extrapolated
 from edge_lts_host.report.transfer import protocol_of
 from edge_lts_host.store import RunFolder
 
@@ -95,7 +98,8 @@ class _Chooser:
 
     def ranked_by(self) -> dict[str, Any]:
         if self.train_tokens is None:
-            return {"name": self.quality.name, "direction": self.quality.direction}
+            found: dict[str, Any] = {"name": self.quality.name, "direction": self.quality.direction}
+            return {**found, "proxy": self.run["proxy"]} if self.quality.name == QUALITY else found
         return {
             "name": self.law.name,
             "direction": "min",
@@ -117,12 +121,14 @@ class _Chooser:
         others = [one for one in limits if one is not limit]
         without = min([*self.ranked(others), best], key=self._rank)
         value, its = self._quality(without), self._quality(best)
+        is_ratio = not self.quality.is_log and min(value, its) > 0
         return {
             **limit.to_json(),
             "is_binding": without["arch_id"] != best["arch_id"],
             "without": without,
             "needs": centre(without["objectives"].get(limit.name)),
-            "gain": value / its if min(value, its) > 0 else None,
+            "gain": value / its if is_ratio else None,
+            "gain_nats": value - its if self.quality.is_log else None,
             "loss_gain": None if without["loss"] is None else best["loss"]["nats"] - without["loss"]["nats"],
         }
 
@@ -161,6 +167,10 @@ class _Chooser:
         if self.train_tokens is None:
             if self.quality.name == "decoder_params":
                 notes.append({"kind": "equal_convergence"})
+            if self.quality.name == QUALITY:
+                notes.append({"kind": "calibrated", "unit": self.run["proxy"]["unit"]})
+                beyond = [one["arch_id"] for one in shown if is_extrapolated(one["objectives"].get(QUALITY))]
+                notes += [{"kind": "beyond_labels", "members": beyond}] if beyond else []
         else:
             starved = [one["arch_id"] for one in shown if one["loss"]["tokens_per_param"] < TOKENS_PER_PARAM]
             if starved:
@@ -173,7 +183,8 @@ class _Chooser:
             if largest["objectives"]["decoder_params"] > shown[0]["objectives"]["decoder_params"]:
                 notes.append({"kind": "embedding", "arch_id": largest["arch_id"]})
         best = shown[0]
-        for note in health([Architecture.from_json(best["architecture"])], None):
+        is_calibrated = self.quality.name == QUALITY
+        for note in health([Architecture.from_json(best["architecture"])], None, is_calibrated=is_calibrated):
             notes.append({"kind": "unvalidated", "rule": note["rule"], "side": note["side"], "value": note["value"]})
         if self.run["is_emulated"]:
             notes.append({"kind": "emulated"})
@@ -255,7 +266,8 @@ class _Chooser:
         return {**entry, "on_frontier": entry["arch_id"] in self.known, "limits": standing, "loss": loss}
 
     def _quality(self, entry: Mapping[str, Any]) -> float:
-        return float(centre(entry["objectives"].get(self.quality.name)) or 0.0)
+        value = centre(entry["objectives"].get(self.quality.name))
+        return (-math.inf if self.quality.is_log else 0.0) if value is None else float(value)
 
     def _rank(self, entry: Mapping[str, Any]) -> tuple[float, ...]:
         first = self.quality.loss(self._quality(entry)) if entry["loss"] is None else entry["loss"]["nats"]

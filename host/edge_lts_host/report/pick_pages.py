@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_lts.objectives import OBJECTIVES
-from edge_lts_host.report import render, shapes
+from edge_lts.objectives import OBJECTIVES, QUALITY
+from edge_lts_host.report import proxy, render, shapes
 from edge_lts_host.report.facts import health_line, protocol, where
 from edge_lts_host.report.html import page
 from edge_lts_host.report.loss_law import LAWS
@@ -74,6 +74,8 @@ def _verdict(data: Mapping[str, Any]) -> str:
 
 def _ranked_by(data: Mapping[str, Any]) -> str:
     by = data["ranked_by"]
+    if "train_tokens" not in by and by["name"] == QUALITY:
+        return f"highest lower bound of quality, by the proxy {proxy.words(by['proxy'])}"
     if "train_tokens" not in by:
         return f"most {render.text(by['name'])}" if by["direction"] == "max" else f"least {render.text(by['name'])}"
     return f"lowest loss after {render.count(by['train_tokens'])} training tokens, law {by['name']}: {by['citation']}"
@@ -84,7 +86,7 @@ def _table(data: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], output:
     own = [] if data["ranked_by"]["name"] in (*OBJECTIVES, *LAWS) else [data["ranked_by"]["name"]]
     names = [
         name
-        for name in ("decoder_params", *own, *COSTS)
+        for name in ("decoder_params", QUALITY, *own, *COSTS)
         if any(one["objectives"].get(name) is not None for one in chosen)
     ]
     has_loss = chosen[0]["loss"] is not None
@@ -110,6 +112,8 @@ def _cost(item: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         return f"{_limit(item)} costs nothing: without it the same one is picked"
     without = item["without"]
     gain = f"{item['gain']:.2f} times the {_heading(data['ranked_by']['name'])}" if item["gain"] else "more"
+    if item["gain_nats"] is not None:
+        gain = f"{render.nats(item['gain_nats'])} nats better by the proxy"
     if item["loss_gain"] is not None:
         gain = f"{item['loss_gain']:.3f} nats less by the law"
     return (
@@ -125,6 +129,14 @@ def _note(note: Mapping[str, Any], data: Mapping[str, Any]) -> str:
             "ranked by size, which assumes that every one is trained until it has converged; --train-tokens N ranks by "
             "what N tokens allow"
         )
+    if kind == "calibrated":
+        return (
+            f"ranked by what a calibrated proxy expects of each ({render.text(note['unit'])}; mean {{low, high}}, each "
+            "bound with 90 %) if it is trained as its labels were; nothing was trained"
+        )
+    if kind == "beyond_labels":
+        who = ", ".join(render.text(arch_id) for arch_id in note["members"])
+        return f"warning: {who} lies beyond everything that the proxy was calibrated on; its bounds are wide for that"
     if kind == "few_tokens":
         who = ", ".join(render.text(arch_id) for arch_id in note["members"])
         return (

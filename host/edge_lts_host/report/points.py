@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from edge_lts.objectives import OBJECTIVES, Objective
+from edge_lts.objectives import OBJECTIVES, QUALITY, Objective
 from edge_lts_host.report import render
 from edge_lts_host.report.along import measured
 from edge_lts_host.report.intervals import Bounds, centre
@@ -85,13 +85,14 @@ def quality_and_costs(sides: Sequence[Side]) -> tuple[Objective, list[Objective]
 
 
 def drawn_together(sides: Sequence[Side], across: Sequence[str] = ()) -> list[list[Side]]:
-    """Runs that share a picture: they measured alike, and an emulated board is never beside a real one."""
-    groups = []
-    for group in partition(sides, across):
-        for is_emulated in (False, True):
-            same = [side for side in group if side.is_emulated == is_emulated]
-            groups += [same] if same else []
-    return groups
+    """Runs that share a picture: they measured alike, an emulated board is never beside a real one, and what one proxy
+    calls quality never beside what another one does."""
+    groups: dict[tuple[int, bool, str], list[Side]] = {}
+    for number, group in enumerate(partition(sides, across)):
+        for side in sorted(group, key=lambda one: one.is_emulated):
+            proxy = (side.run.get("proxy") or {}) if QUALITY in side.spec.objectives else {}
+            groups.setdefault((number, side.is_emulated, str(proxy.get("digest", ""))), []).append(side)
+    return list(groups.values())
 
 
 def labels(sides: Sequence[Side], letters: Mapping[str, str] | None = None) -> dict[str, str]:

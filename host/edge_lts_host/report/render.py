@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge_lts.objectives import QUALITY
 from edge_lts_host.errors import printable
 from edge_lts_host.report.markup import bullets as bullets
 from edge_lts_host.report.markup import markdown as markdown
@@ -147,6 +148,16 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.4f}"
 
 
+def nats(value: float | None) -> str:
+    """A logarithm: 0.001 of it is 0.1 %."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def score(value: float | None) -> str:
+    """A proxy's score, of any size: four digits, with an exponent where that is shorter."""
+    return "-" if value is None else f"{value:.4g}"
+
+
 def measured(value: Any, factor: float) -> str:
     """A value in units of `factor`, with its interval: `12.3 [12.1, 12.6]`; an exact or single one without.
 
@@ -167,6 +178,7 @@ def measured(value: Any, factor: float) -> str:
 # Objective -> (heading, its unit in the heading, the unit in SI).
 OBJECTIVE_UNITS: dict[str, tuple[str, str, float]] = {
     "decoder_params": ("decoder", "M", 1e6),
+    QUALITY: (QUALITY, "nats", 1.0),
     "decode_latency_s": ("decode", "ms", 1e-3),
     "prefill_latency_s": ("prefill", "ms", 1e-3),
     "peak_memory_bytes": ("peak", "MiB", float(1 << 20)),
@@ -175,7 +187,14 @@ OBJECTIVE_UNITS: dict[str, tuple[str, str, float]] = {
 
 
 def objective(name: str, value: Any) -> str:
-    """In the unit of the objective's heading; the number of a user's own command as it is, to six digits."""
+    """In the unit of the objective's heading; the number of a user's own command as it is, to six digits.
+
+    An estimate as `mean {low, high}`.
+    """
+    if isinstance(value, Mapping) and "mean" in value:
+        return f"{nats(value['mean'])} {{{nats(value['low'])}, {nats(value['high'])}}}"
+    if name == QUALITY:
+        return nats(value)
     if name in OBJECTIVE_UNITS:
         return measured(value, OBJECTIVE_UNITS[name][2])
     number = value["median"] if isinstance(value, Mapping) else value

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge_lts.objectives import OBJECTIVES
+from edge_lts.objectives import OBJECTIVES, QUALITY
+from edge_lts.style import STYLE_KEYS
 from edge_lts_host.report.compare import outside_share
 from edge_lts_host.report.decode_time import framework, one_thread
 from edge_lts_host.report.facts import PROTOCOL_KEYS
 from edge_lts_host.report.quality import LATENCIES
 
 INTERVALS = ("ci95", "pi95")
+ESTIMATE_KEYS = ("mean", "high", "is_extrapolated")
 FRAMEWORK_KEYS = ("bandwidth_floor_s", "dispatch_share")
 
 
 def value_keys(name: str) -> tuple[str, ...]:
-    """The columns of a measured value."""
+    """The columns of a measured value, or of an estimate: the bound that it is compared by has the name alone."""
+    if name == QUALITY:
+        return (name, *(f"{name}_{key}" for key in ESTIMATE_KEYS))
     return (name, *(f"{name}_{kind}_{side}" for kind in INTERVALS for side in ("low", "high")), f"{name}_n")
 
 
@@ -24,6 +28,8 @@ def value_columns(name: str, value: Any) -> dict[str, Any]:
     """A value of an objective in its columns; an exact one in a single column."""
     if not isinstance(value, Mapping):
         return {name: value}
+    if "mean" in value:
+        return {name: value["low"], **{f"{name}_{key}": value[key] for key in ESTIMATE_KEYS}}
     row = {name: value["median"], f"{name}_n": value["n"]}
     for kind in INTERVALS:
         row[f"{name}_{kind}_low"], row[f"{name}_{kind}_high"] = value[kind] or (None, None)
@@ -31,7 +37,10 @@ def value_columns(name: str, value: Any) -> dict[str, Any]:
 
 
 _MEASURED_KEYS = tuple(
-    key for name, objective in OBJECTIVES.items() for key in (value_keys(name) if objective.is_measured else (name,))
+    key
+    for name, objective in OBJECTIVES.items()
+    if name != QUALITY  # has columns of its own, and only where a run has a proxy
+    for key in (value_keys(name) if objective.is_measured else (name,))
 )
 CSV_KEYS = (
     "run_id",
@@ -68,6 +77,18 @@ CSV_KEYS = (
 )
 
 
+# Columns of what an architecture has otherwise than its backbone; only where one has.
+STYLED_KEYS = ("n_kv_head", "d_head", *STYLE_KEYS)
+
+
+def _styled(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    layers = architecture["layers"]
+    row = {key: architecture[key] for key in STYLED_KEYS if key in architecture}
+    if any("n_kv_head" in layer for layer in layers):
+        row["n_kv_head"] = [layer.get("n_kv_head", layer["n_head"]) for layer in layers]
+    return row
+
+
 def csv_row(run: Mapping[str, Any], member: Mapping[str, Any]) -> dict[str, Any]:
     device, architecture, energy = run["device"] or {}, member["architecture"], member["energy"] or {}
     row: dict[str, Any] = {
@@ -82,6 +103,7 @@ def csv_row(run: Mapping[str, Any], member: Mapping[str, Any]) -> dict[str, Any]
         "d_model": architecture["d_model"],
         "d_inner": [layer["d_inner"] for layer in architecture["layers"]],
         "n_head": [layer["n_head"] for layer in architecture["layers"]],
+        **_styled(architecture),
         "d_embed": architecture["d_embed"],
         "vocab_size": architecture["vocab_size"],
         "precision": architecture.get("precision") or run["protocol"]["precision"],

@@ -33,6 +33,8 @@ def _mean_d_inner(arch: Mapping[str, Any]) -> float:
 
 def _mean_d_head(arch: Mapping[str, Any]) -> float:
     layers = arch["layers"]
+    if arch.get("d_head"):
+        return float(arch["d_head"])
     return float(arch["d_model"]) * float(sum(1 / layer["n_head"] for layer in layers)) / len(layers)
 
 
@@ -149,10 +151,18 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def words(arch: Mapping[str, Any]) -> str:
     """A shape at a glance, such as `6 x 160, ffn 832-896, heads 4`."""
     layers = arch["layers"]
-    ffn, heads = (_range([layer[key] for layer in layers]) for key in ("d_inner", "n_head"))
-    return f"{len(layers)} x {arch['d_model']}, ffn {ffn}, heads {heads}"
+    ffn = value_range([layer["d_inner"] for layer in layers])
+    return f"{len(layers)} x {arch['d_model']}, ffn {ffn}, heads {heads(layers)}"
 
 
-def _range(values: Sequence[int]) -> str:
+def heads(layers: Sequence[Mapping[str, Any]]) -> str:
+    """How many, such as `4-8`; of those that share keys and values also how many of these there are: `8/2`."""
+    shown = value_range([layer["n_head"] for layer in layers])
+    if not any("n_kv_head" in layer for layer in layers):
+        return shown
+    return f"{shown}/{value_range([layer.get('n_kv_head', layer['n_head']) for layer in layers])}"
+
+
+def value_range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_lts.frontier import Frontier, Member
-from edge_lts.objectives import Objective
+from edge_lts.objectives import QUALITY, Objective
 from edge_lts.records import ASIDE, DeviceInfo, Evaluation, Outcome, RunSpec
 from edge_lts_host.errors import UsageError
-from edge_lts_host.report import compare
+from edge_lts_host.report import compare, proxy
 from edge_lts_host.report.intervals import Bounds, Widths, bounds, usual_widths
 from edge_lts_host.report.quality import LATENCIES
 from edge_lts_host.report.transfer import protocol_of
@@ -149,12 +149,15 @@ def _key(side: Side) -> dict[str, Any]:
 
 
 def shared_axes(sides: Sequence[Side]) -> list[Objective]:
-    """The objectives that all of them searched, in the first one's order; commands only where they are the same."""
+    """The objectives that all of them searched, in the first one's order; commands only where they are the same, and
+    quality only where the same proxy gave it."""
     commands = [{one.name: one for one in side.spec.commands} for side in sides]
+    is_one_proxy = proxy.is_shared(side.run for side in sides)
     return [
         axis
         for axis in sides[0].spec.resolved_objectives
-        if all(axis.name in side.spec.objectives for side in sides)
+        if (axis.name != QUALITY or is_one_proxy)
+        and all(axis.name in side.spec.objectives for side in sides)
         and all(own.get(axis.name) == commands[0].get(axis.name) for own in commands)
     ]
 

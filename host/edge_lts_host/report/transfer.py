@@ -76,19 +76,26 @@ def plan(
     onto_frontier: Sequence[Mapping[str, Any]],
     protocol: Protocol,
     latency: str,
+    quality: str = "decoder_params",
 ) -> list[Planned]:
-    """Each of `members` of run `source` with its rival; `protocol` is the one of the board that they go to."""
+    """Each of `members` of run `source` with its rival; `protocol` is the one of the board that they go to, `quality`
+    what a rival has to have as much of."""
+
+    def good(entry: Mapping[str, Any], arch: Architecture) -> float:
+        value = centre(entry["objectives"].get(quality))
+        return float(arch.decoder_params) if value is None else value
+
     rivals = []
     for entry in onto_frontier:
         seconds = centre(entry["objectives"].get(latency))
         if seconds is not None and not entry["probably_dominated"]:
             arch = Architecture.from_json(entry["architecture"])
-            rivals.append((seconds, arch.decoder_params, predicted_bytes(arch, protocol), arch.arch_id))
+            rivals.append((seconds, good(entry, arch), predicted_bytes(arch, protocol), arch.arch_id))
     found = []
     for entry in members:
         arch = Architecture.from_json(entry["architecture"])
         n_bytes = predicted_bytes(arch, protocol)
-        fitting = [one for one in rivals if one[1] >= arch.decoder_params and one[2] <= n_bytes]
+        fitting = [one for one in rivals if one[1] >= good(entry, arch) and one[2] <= n_bytes]
         found.append(Planned(source=source, arch_id=arch.arch_id, rival=min(fitting)[3] if fitting else None))
     return found
 

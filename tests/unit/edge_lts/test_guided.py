@@ -82,7 +82,7 @@ def test_a_slow_shape_is_avoided() -> None:
     slow = (256, 1024)
     model = fit("decode_latency_s", observe(Machine(noise=0.005, slow=slow), 200), Conditions())
     layers = tuple(LayerSpec(d_inner=d_inner, n_head=2) for d_inner in range(256, 1537, 128))
-    costs = model.layer_costs(256, layers, False)
+    costs = model.layer_costs(Architecture(backbone="gpt2", d_model=256, layers=layers), layers, False)
     at = [layer.d_inner for layer in layers].index(slow[1])
     assert costs[at] > 1.3 * (costs[at - 1] + costs[at + 1]) / 2
     table = LayerTable(
@@ -238,7 +238,7 @@ def test_two_costs_in_a_space_too_large_for_a_cover_are_solved_by_weightings(mon
         assert prediction.losses[index, 1] == pytest.approx(predicted["decode_latency_s"])
         assert prediction.losses[index, 2] == pytest.approx(predicted["prefill_latency_s"])
     monkeypatch.setattr(solver, "MAX_IMPROVEMENTS", 10)
-    with pytest.raises(SpaceError, match="more than 10 rows"):
+    with pytest.raises(SpaceError, match="more than 10 improvements"):
         searcher.solve()
 
 

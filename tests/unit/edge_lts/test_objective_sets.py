@@ -1,4 +1,4 @@
-"""Any two to four of the built-in objectives can be searched by every strategy."""
+"""Any two to four of the built-in objectives can be searched by every strategy, quality among them with a proxy."""
 
 import itertools
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from edge_lts.errors import SpecError
+from edge_lts.estimating import with_quality
 from edge_lts.frontier import members
-from edge_lts.objectives import OBJECTIVES, CommandObjective, Objective, resolve_objectives
+from edge_lts.objectives import OBJECTIVES, QUALITY, CommandObjective, Objective, resolve_objectives
 from edge_lts.records import Evaluation, central
 from edge_lts.search import make_searcher
 from edge_lts.space import SearchSpace
+from tests.calibrated import proxy
 from tests.pretended import PROTOCOL, Machine
 
 SPACE = SearchSpace.from_json(
@@ -26,8 +28,10 @@ SPACE = SearchSpace.from_json(
         "fixed": {"vocab_size": 1024},
     }
 )
-BY_FORMULA = [name for name in OBJECTIVES if name != "energy_j_per_token"]
+BY_FORMULA = [name for name in OBJECTIVES if name not in ("energy_j_per_token", QUALITY)]
 SETS = [names for n in (2, 3, 4) for names in itertools.combinations(BY_FORMULA, n)]
+SETS += [(QUALITY, *names) for n in (1, 2) for names in itertools.combinations(BY_FORMULA, n)]
+JUDGE = proxy(heads=0.05)
 N_MEASURED = 30
 STRATEGIES: dict[str, dict[str, Any]] = {
     "guided": {"design": 12, "batch": 4},
@@ -40,7 +44,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_searches_every_set_of_objectives(strategy: str, names: tuple[str, ...]) -> None:
     objectives = resolve_objectives(names)
-    searcher = make_searcher(strategy, SPACE, objectives, 1, STRATEGIES[strategy], protocol=PROTOCOL)
+    searcher = make_searcher(strategy, SPACE, objectives, 1, STRATEGIES[strategy], protocol=PROTOCOL, proxy=JUDGE)
     machine = Machine(drift=0.0)  # times as they are told are the times that the frontier takes
     outcomes: list[Evaluation] = []
     origins = set()
@@ -48,7 +52,9 @@ def test_every_strategy_searches_every_set_of_objectives(strategy: str, names: t
         (candidate,) = candidates
         assert SPACE.violation(candidate.architecture) is None
         origins.add(candidate.origin)
-        outcomes.append(machine.measure(candidate.candidate_id, candidate.architecture))
+        outcome = with_quality(machine.measure(candidate.candidate_id, candidate.architecture), JUDGE)
+        assert isinstance(outcome, Evaluation)
+        outcomes.append(outcome)
         searcher.tell(candidate.candidate_id, outcomes[-1])
     assert len({outcome.architecture for outcome in outcomes}) == len(outcomes)
     assert len(outcomes) == N_MEASURED or searcher.stop()

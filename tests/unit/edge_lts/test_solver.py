@@ -4,15 +4,17 @@ import itertools
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from edge_lts.arch import LayerSpec
 from edge_lts.errors import SpaceError
-from edge_lts.search.solver import LayerTable, solve
+from edge_lts.search.solver import LayerTable, States, solve
 
 Key = tuple[int, int, tuple[int, ...], int]
 
@@ -53,7 +55,7 @@ def every_multiset(table: LayerTable) -> list[tuple[Key, np.ndarray]]:
 def test_one_cost_is_exact_for_every_state_and_every_largest_layer(table: LayerTable) -> None:
     states = solve(table)
     multisets = every_multiset(table)
-    depths, sums, largest_ones = states.depth.tolist(), states.d_inner_sum.tolist(), states.d_inner_max.tolist()
+    depths, sums, largest_ones = states.depth.tolist(), states.d_inner_sum.tolist(), states.level.tolist()
     features_of = [tuple(row) for row in states.features.tolist()]
     got = dict(zip(zip(depths, sums, features_of, largest_ones, strict=True), states.costs[:, 0].tolist(), strict=True))
     assert len(got) == len(states)
@@ -85,10 +87,52 @@ def test_layers_reproduce_their_state(table: LayerTable) -> None:
 def test_two_costs_cover_every_trade_off_within_epsilon(table: LayerTable) -> None:
     states = solve(table, epsilon=0.01)
     for key, cost in every_multiset(table):
-        same = (states.depth == key[0]) & (states.d_inner_sum == key[1]) & (states.d_inner_max <= key[3])
+        same = (states.depth == key[0]) & (states.d_inner_sum == key[1]) & (states.level <= key[3])
         same &= (states.features == np.array(key[2], dtype=np.int64)).all(axis=1)
         offered = states.costs[same]
         assert ((offered[:, 0] <= cost[0] * 1.0000001) & (offered[:, 1] <= cost[1] * 1.01)).any()
+
+
+@given(small_tables(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_levels_may_be_anything_that_the_largest_layer_decides(table: LayerTable, data: st.DataObject) -> None:
+    """Every optimum for "no layer beyond this level" is offered, at that level or below."""
+    m = len(table.layers)
+    levels = data.draw(st.lists(st.integers(0, 3), min_size=m, max_size=m))
+    table = replace(table, levels=np.array(levels, dtype=np.int64))
+    states = solve(table)
+    for depth in table.depths:
+        best: dict[tuple[object, ...], float] = {}
+        for combination in itertools.combinations_with_replacement(range(m), depth):
+            rows = list(combination)
+            key = (
+                sum(table.layers[row].d_inner for row in rows),
+                tuple(table.features[rows].sum(axis=0).tolist()),
+                max(levels[row] for row in rows),
+            )
+            best[key] = min(best.get(key, np.inf), float(table.costs[rows, 0].sum()))
+        for (total, features, level), cost in best.items():
+            same = (states.depth == depth) & (states.d_inner_sum == total) & (states.level <= level)
+            same &= (states.features == np.array(features, dtype=np.int64)).all(axis=1)
+            assert states.costs[same, 0].min() <= cost * (1 + 1e-12)
+    for row in range(len(states)):
+        own = [levels[table.layers.index(layer)] for layer in states.layers(row)]
+        assert max(own) <= states.level[row]
+
+
+@given(small_tables())
+@settings(max_examples=40, deadline=None)
+def test_what_is_kept_of_each_chunk_is_what_comes_out(table: LayerTable) -> None:
+    whole = solve(table)
+
+    def keep(states: States) -> NDArray[np.int64]:
+        assert len(states.costs) == len(states)
+        return np.flatnonzero(states.depth % 2 == 1)
+
+    kept = solve(table, keep=keep)
+    expected = whole.take(np.flatnonzero(whole.depth % 2 == 1))
+    assert kept.costs.tolist() == expected.costs.tolist()
+    assert [kept.layers(row) for row in range(len(kept))] == [expected.layers(row) for row in range(len(expected))]
 
 
 def test_too_fine_a_feature_is_refused_with_what_to_do() -> None:

@@ -28,7 +28,7 @@ from edge_lts_host.errors import ConnectError, HostError, PreflightError
 ROOT = Path(__file__).resolve().parents[3]
 DESIGN_ORDER = (
     "targets devices doctor deploy run status watch logs stop resume pull report compare pick export measure params "
-    "clean bench"
+    "clean proxies calibrate validate bench"
 )
 # Generous: CI shares its cores. The real figure is in benchmarks/results.
 MAX_HELP_S = 0.5

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_lts.objectives import Objective
+from edge_lts.style import STYLE_KEYS
 from edge_lts_host.report import along, render, shapes
 from edge_lts_host.report.decode_time import framework, one_thread
 from edge_lts_host.report.facts import facts, protocol
@@ -124,6 +125,7 @@ def _evidence(entry: Mapping[str, Any], side: Side) -> list[tuple[str, str]]:
     lines.append(("bytes", ", ".join(f"{name} {render.size(number)}" for name, number in parts.items()) or "-"))
     for key in ("backbone", "d_embed", "embedding_factor", "vocab_size", "max_seq_len", "precision"):
         lines.append((key, render.text(arch.get(key))))
+    lines += [(key, render.text(arch[key])) for key in ("d_head", *STYLE_KEYS) if key in arch]
     if entry.get("probably_dominated"):
         lines.append(("~", "dominated by the medians, with less than 95 % certainty"))
     lines.append(("flags", render.flag_words(entry["flags"]) or "none"))
