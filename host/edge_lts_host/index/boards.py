@@ -126,6 +126,7 @@ class Rows:
         columns = index.columns(board.runs, ("purpose", "arch"))
         self._mask = columns["purpose"] != PURPOSES.index(OTHERWISE)
         self._columns: dict[str, Column] = {name: column[self._mask] for name, column in columns.items()}
+        self._undominated: tuple[Column, Numbers] | None = None
 
     def __len__(self) -> int:
         return len(self._columns["arch"])
@@ -235,6 +236,14 @@ class Rows:
 
         At most `most`, evenly spread: those that cost least in something at their size, then others.
         """
+        if self._undominated is None:
+            self._undominated = self._find_undominated()
+        numbers, table = self._undominated
+        found: list[int] = (numbers if len(numbers) <= most else numbers[_most_telling(table, most)]).tolist()
+        return found
+
+    def _find_undominated(self) -> tuple[Column, Numbers]:
+        """The same numbers (n,), and the losses (n, k) of their medians."""
         import moocore  # type: ignore[import-untyped]  # it ships no types
         import numpy as np
 
@@ -248,13 +257,10 @@ class Rows:
         whole = ~np.isnan(table).any(axis=1)
         numbers, table = numbers[whole], table[whole]
         if not len(numbers):
-            return []
+            return numbers, table
         chosen = np.flatnonzero(moocore.is_nondominated(table, keep_weakly=True))
         order = chosen[np.lexsort((numbers[chosen], -table[chosen, 0]))]
-        if len(order) > most:
-            order = order[_most_telling(table[order], most)]
-        found: list[int] = numbers[order].tolist()
-        return found
+        return numbers[order], table[order]
 
 
 def _most_telling(table: Numbers, most: int) -> Column:
@@ -372,8 +378,7 @@ class BoardSide(Side):
 
 def side_of(index: Index, board: Board) -> BoardSide:
     rows = Rows(index, board)
-    numbers = rows.undominated()
-    chosen = numbers if len(numbers) <= MOST_MEMBERS else rows.undominated(MOST_MEMBERS)
+    numbers, chosen = rows.undominated(), rows.undominated(MOST_MEMBERS)
     members = [member.to_json() for member in rows.members(chosen).values()]
     facts = board.to_json()
     run = {
