@@ -23,6 +23,7 @@ from edge_lts.objectives import DEFAULT_OBJECTIVES, OBJECTIVES, resolve_objectiv
 from edge_lts.records import ASIDE, Evaluation, Measurement, Protocol, RunSpec, Value
 from edge_lts.speed import divided
 from edge_lts.stats import MIN_PROCESSES_PI95
+from edge_lts_host.counts import evenly
 from edge_lts_host.errors import UsageError
 from edge_lts_host.index.columns import MEASURED, PURPOSES, SLOWDOWNS, arch_id_of, flag_names, group_medians, joined
 from edge_lts_host.report.intervals import usual_widths
@@ -273,14 +274,8 @@ def _most_telling(table: Numbers, most: int) -> Column:
     for column in range(1, table.shape[1]):
         is_best |= moocore.is_nondominated(table[:, [0, column]], keep_weakly=True)
     best, rest = np.flatnonzero(is_best), np.flatnonzero(~is_best)
-    kept = [_evenly(best, most), _evenly(rest, max(0, most - len(best)))]
+    kept = [rows[evenly(len(rows), n)] for rows, n in ((best, most), (rest, max(0, most - len(best))))]
     return np.sort(np.concatenate(kept))
-
-
-def _evenly(rows: Column, n: int) -> Column:
-    import numpy as np
-
-    return rows if len(rows) <= n else rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
 
 
 _SLOWED = tuple(name.removeprefix("slowdown_") for name in SLOWDOWNS)

@@ -11,6 +11,7 @@ from typing import Any
 from edge_lts.objectives import OBJECTIVES, QUALITY
 from edge_lts.space_rules import VALIDATED
 from edge_lts.style import FAMILIES, STYLE_KEYS
+from edge_lts_host.counts import evenly
 from edge_lts_host.report import baselines, decode_time, proxy, render, shapes
 from edge_lts_host.report.compare import outside_share
 from edge_lts_host.report.energy import meter_note, rejection_note
@@ -203,8 +204,7 @@ def _spread(frontier: Sequence[Any], n: int, always: Collection[str] = ()) -> Se
     """`n` members evenly spread, ends included, and those that are `always` shown; 0: all."""
     if n == 0 or len(frontier) <= n:
         return frontier
-    last = len(frontier) - 1
-    chosen = {round(last * i / max(1, n - 1)) for i in range(n)}
+    chosen = set(evenly(len(frontier), n))
     chosen |= {index for index, one in enumerate(frontier) if always and one["arch_id"] in always}
     return [frontier[index] for index in sorted(chosen)]
 

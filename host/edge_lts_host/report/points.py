@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from edge_lts.objectives import OBJECTIVES, QUALITY, Objective
+from edge_lts_host.counts import evenly
 from edge_lts_host.report import render
 from edge_lts_host.report.along import measured
 from edge_lts_host.report.intervals import Bounds, centre
@@ -37,8 +38,8 @@ def points(side: Side) -> list[Point]:
     found += baselines(side)
     known = {point.arch_id for point in found}
     others = [(arch_id, values) for arch_id, (_, values) in measured(side).items() if arch_id not in known]
-    step = max(1, -(-len(others) // MAX_BACKGROUND))
-    return found + [Point(arch_id=arch_id, kind="measured", values=values) for arch_id, values in others[::step]]
+    shown = [others[place] for place in evenly(len(others), MAX_BACKGROUND)]
+    return found + [Point(arch_id=arch_id, kind="measured", values=values) for arch_id, values in shown]
 
 
 def baselines(side: Side) -> list[Point]:

@@ -25,6 +25,7 @@ from edge_lts.footprint import predicted_bytes
 from edge_lts.records import Evaluation, Measurement, Outcome, Protocol
 from edge_lts.speed import UsualSpeed, anchors_of
 from edge_lts.stats import median
+from edge_lts_host.counts import evenly
 from edge_lts_host.report.intervals import centre
 
 _N_DRAWS = 2000
@@ -65,9 +66,7 @@ class Session:
 def chosen(entries: Sequence[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:
     """At most `n` of a frontier's members, evenly spread over its order, its ends included; none that are doubtful."""
     definite = [entry for entry in entries if not entry["probably_dominated"]]
-    if len(definite) <= n:
-        return definite
-    return [definite[round((len(definite) - 1) * index / max(1, n - 1))] for index in range(n)]
+    return [definite[place] for place in evenly(len(definite), n)]
 
 
 def plan(
