@@ -55,7 +55,7 @@ from edge_lts_host.calibration import design, from_table, labels
 from edge_lts_host.calibration.statistics import rank_statistics
 
 NAME = "panel"
-RECIPE = Recipe(tokens=1_048_576, curve_points=8)
+RECIPE = Recipe(tokens=524_288, curve_points=8)
 SPACE = {
     "name": "panel",
     "backbone": "gpt2",

@@ -1,31 +1,45 @@
 """Does Primer's claim hold at our size? GPT-2, GPT-2 with squared ReLU, Transformer++ and Primer-EZ, trained here.
 
-usage: python benchmarks/bench_primer.py [train [--minutes M] [--part time|power]]
+usage: python benchmarks/bench_primer.py [speed | train [--minutes M] [--part time|power]]
 
-Equal decoder parameters (d_inner makes up for what a variant has besides) and equal wall-clock: at each of three sizes
-every arm has the same seconds of training on one core, three seeds, the same batches for all arms of a seed. Reported:
-bits per byte at the end, differences from GPT-2 paired by seed; and how much compute is saved, in two ways:
+Equal decoder parameters (d_inner makes up for what a variant has besides) and equal wall-clock: `speed` times training
+steps of all arms and sizes, in turn, on one core (a timing: nothing else may run). `train` then gives every arm as many
+steps as fit the size's seconds at that speed, three seeds, the same batches for all arms of a seed: what else the
+machine does changes nothing, and the comparison can be repeated exactly. Seconds are steps times the step's time
+throughout. Reported: bits per byte at the end, differences from GPT-2 paired by seed; and how much compute is saved,
+in two ways:
   by the curves   the share of its time in which an arm's curve reaches GPT-2's final loss (cautious: the arm's rate has
                   not come down by then);
   by the slope    loss = a * seconds ** -k over the three sizes, k common to all arms (So et al. 2021, arXiv 2109.08668,
                   section 4.2): GPT-2's seconds over the arm's at one loss.
 The ablation over the power of ReLU is of equal tokens, at the smallest size, three seeds.
 
-`--part time` is a timing: run one process of it, on an idle machine. `--part power` may share the machine.
-Writes results/primer_<machine>_<yyyymm>.{jsonl,json,md}. Resumable within a training, too.
+Writes results/primer_<machine>_<yyyymm>.{jsonl,json,md} and _speed.json. Resumable within a training, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
+import random
+import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import where, where_line, write_result
-from trainings import add_arguments, mean_and_deviation, paired_interval, results_path, stack, train_all, with_params
+from common import stay_on_one_core, where, where_line, write_result
+from trainings import (
+    load_text,
+    mean_and_deviation,
+    paired_interval,
+    results_path,
+    stack,
+    train_all,
+    with_params,
+)
 
 from edge_lts.arch import Architecture
 from edge_lts.training import Recipe, Trained, Training
@@ -34,7 +48,7 @@ NAME = "primer"
 SEEDS = (1, 2, 3)
 RECIPE = Recipe(curve_points=20)
 # (n_layer, d_model, d_inner, n_head) of GPT-2, and the seconds that each of its size has.
-SIZES = {"small": ((4, 96, 384, 4), 90.0), "medium": ((4, 144, 576, 4), 180.0), "large": ((5, 192, 768, 4), 360.0)}
+SIZES = {"small": ((4, 96, 384, 4), 60.0), "medium": ((4, 144, 576, 4), 120.0), "large": ((5, 192, 768, 4), 240.0)}
 ARMS: Mapping[str, dict[str, Any]] = {
     "gpt2": {"backbone": "gpt2"},
     "gpt2, squared ReLU": {"backbone": "gpt2", "activation": "relu2"},
@@ -44,6 +58,8 @@ ARMS: Mapping[str, dict[str, Any]] = {
 POWERS = ("gelu", "relu", "relu1.5", "relu2", "relu3", "relu4")
 POWER_TOKENS = 524_288
 N_DRAWS = 2000
+N_ROUNDS = 15
+Speeds = Mapping[tuple[str, str], float]  # seconds per token, by size and arm
 
 
 def arch_of(size: str, **style: Any) -> Architecture:
@@ -54,16 +70,56 @@ def arch_of(size: str, **style: Any) -> Architecture:
     return with_params(stack(fields.pop("backbone"), *shape, RECIPE, **fields), plain.decoder_params)
 
 
-def timed() -> dict[tuple[str, str, int], Training]:
+def speed_path() -> Path:
+    path = results_path(NAME)
+    return path.with_name(f"{path.stem}_speed.json")
+
+
+def measure_speed() -> None:
+    """Median over rounds of the quickest of a few steps; the order is drawn anew in every round."""
+    from edge_lts.train.loop import seconds_per_token
+
+    stay_on_one_core()
+    data, _ = load_text()
+    keys = [(size, arm) for size in SIZES for arm in ARMS]
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in keys}
+    order = random.Random(1)
+    for number in range(N_ROUNDS):
+        for size, arm in order.sample(keys, len(keys)):
+            training = Training(architecture=arch_of(size, **ARMS[arm]), seed=1, recipe=RECIPE)
+            taken[size, arm].append(seconds_per_token(training, data))
+        print(f"round {number + 1} of {N_ROUNDS}")
+    rows = [
+        {"size": size, "arm": arm, "seconds_per_token": statistics.median(found), "rounds": found}
+        for (size, arm), found in taken.items()
+    ]
+    speed_path().write_text(json.dumps({"where": where(), "speeds": rows}, indent=1) + "\n")
+
+
+def read_speeds() -> dict[tuple[str, str], float]:
+    """Exits where none were measured."""
+    if not speed_path().exists():
+        raise SystemExit("no speeds yet: bench_primer.py speed")
+    rows = json.loads(speed_path().read_text())["speeds"]
+    return {(row["size"], row["arm"]): float(row["seconds_per_token"]) for row in rows}
+
+
+def timed(speeds: Speeds) -> dict[tuple[str, str, int], Training]:
     """By size, arm and seed. Seeds come last: after a third of the time there is one of everything."""
-    return {
-        (size, arm, seed): Training(
-            architecture=arch_of(size, **style), seed=seed, recipe=dataclasses.replace(RECIPE, seconds=seconds)
-        )
-        for seed in SEEDS
-        for size, (_, seconds) in SIZES.items()
-        for arm, style in ARMS.items()
-    }
+    found = {}
+    for seed in SEEDS:
+        for size, (_, seconds) in SIZES.items():
+            for arm, style in ARMS.items():
+                steps = round(seconds / (speeds[size, arm] * RECIPE.batch_tokens))
+                recipe = dataclasses.replace(RECIPE, tokens=steps * RECIPE.batch_tokens)
+                found[size, arm, seed] = Training(architecture=arch_of(size, **style), seed=seed, recipe=recipe)
+    return found
+
+
+def at_speed(one: Trained, seconds_per_token: float) -> Trained:
+    """With the seconds that its tokens take at that speed, whatever they took that day."""
+    curve = tuple(dataclasses.replace(point, seconds=point.tokens * seconds_per_token) for point in one.curve)
+    return dataclasses.replace(one, curve=curve, seconds=one.tokens * seconds_per_token)
 
 
 def powers() -> dict[tuple[str, int], Training]:
@@ -137,7 +193,7 @@ def evaluate_time(found: Mapping[tuple[str, str, int], Trained]) -> dict[str, An
                 entry["speedup_by_curve"] = float(np.mean(shares)) if len(shares) == len(usable) else None
             table.append(entry)
     result: dict[str, Any] = {"losses": table}
-    if len(found) == len(timed()) and all(one.loss_nats is not None for one in found.values()):
+    if len(found) == len(SIZES) * len(ARMS) * len(SEEDS) and all(one.loss_nats is not None for one in found.values()):
         result["savings"] = _savings(found)
     return result
 
@@ -182,7 +238,8 @@ def page(about: dict[str, Any], result: dict[str, Any]) -> list[str]:
     lines = ["# Primer's blocks at our size", "", where_line(about), ""]
     lines += [
         "Python's documentation, bytes; equal decoder parameters; one core. Bits per byte of held-out text after equal "
-        "wall-clock, mean and deviation over seeds; difference from GPT-2 paired by seed, 95 % bootstrap interval.",
+        "wall-clock (as many steps as fit it at the speed measured before), mean and deviation over seeds; difference "
+        "from GPT-2 paired by seed, 95 % bootstrap interval.",
         "",
         "| size | arm | decoder parameters | seconds | bits per byte | difference | speed-up by the curve |",
         "|---|---|---|---|---|---|---|",
@@ -226,13 +283,21 @@ def _interval(found: Mapping[str, Any], form: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
+    parser.add_argument("what", nargs="?", choices=("report", "speed", "train"), default="report")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after that (default: none)")
     parser.add_argument("--part", choices=("time", "power"), help="train only that (default: both)")
     args = parser.parse_args()
-    by_time, by_power = timed(), powers()
+    if args.what == "speed":
+        measure_speed()
+        return 0
+    speeds = {} if args.part == "power" else read_speeds()
+    by_time, by_power = timed(speeds) if speeds else {}, powers()
     chosen = [*(by_time.values() if args.part != "power" else ()), *(by_power.values() if args.part != "time" else ())]
     found = train_all(NAME, chosen, args)
-    result = evaluate_time({key: found[one.key] for key, one in by_time.items() if one.key in found})
+    if args.what == "train" and args.part:
+        return 0
+    reached = {key: found[one.key] for key, one in by_time.items() if one.key in found}
+    result = evaluate_time({key: at_speed(one, speeds[key[0], key[1]]) for key, one in reached.items()})
     result["powers"] = evaluate_powers({key: found[one.key] for key, one in by_power.items() if one.key in found})
     about = where()
     lines = page(about, result)

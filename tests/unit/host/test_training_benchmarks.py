@@ -58,13 +58,23 @@ def test_the_moment_at_which_a_curve_has_a_loss_lies_between_its_points(benchmar
 
 def test_all_arms_have_the_same_decoder_parameters_and_seeds_come_last(benchmarks: Any) -> None:
     primer = benchmarks("bench_primer")
-    asked = primer.timed()
+    speeds = {(size, arm): 1e-4 * (1 + n / 10) for size in primer.SIZES for n, arm in enumerate(primer.ARMS)}
+    asked = primer.timed(speeds)
     assert len({one.key for one in asked.values()}) == len(asked) == 36
+    for (size, arm, _), one in asked.items():
+        step_s = one.recipe.batch_tokens * speeds[size, arm]
+        assert abs(one.recipe.steps * step_s - primer.SIZES[size][1]) <= step_s / 2
     for size in primer.SIZES:
         params = [primer.arch_of(size, **style).decoder_params for style in primer.ARMS.values()]
         assert max(params) - min(params) < 0.005 * min(params)
     assert [seed for _, _, seed in asked] == [1] * 12 + [2] * 12 + [3] * 12
     assert len({one.key for one in primer.powers().values()}) == 18
+
+
+def test_seconds_are_tokens_at_the_speed_measured_before(benchmarks: Any) -> None:
+    one = benchmarks("bench_primer").at_speed(curve((10.0, 3.0), (20.0, 2.0)), 0.25)
+    assert one.seconds == 0.25
+    assert [point.seconds for point in one.curve] == [0.25, 0.25]
 
 
 def test_choices_are_pairs_that_differ_and_keep_the_latency(benchmarks: Any) -> None:
