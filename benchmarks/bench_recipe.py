@@ -5,8 +5,10 @@ usage: python benchmarks/bench_recipe.py [train [--minutes M]]
 GPT-2 of three widths and a llama, each trained on equally many tokens of Python's documentation with every learning
 rate of a grid, under three rules: the same rate at every width, and rates of matrices that fall with the width, as
 width ** -0.5 and width ** -1. Reported: the best rate of each model under each rule, and what using one rate for all
-costs: the mean excess of bits per byte over each model's own best. Then, at the rule and rate chosen: windows per step,
-and the rate of tables and norms. One seed: differences below a few thousandths of a bit are noise.
+costs: the mean excess of bits per byte over each model's own best. Then, at the rule and rate chosen and width 128: the
+length of windows, windows per step, the rate of tables and norms, and what else a recipe has. Last, with the windows
+that did best (for both models together), the rates once more at every width. One seed: differences below a few
+thousandths of a bit are noise.
 
 Writes results/recipe_<machine>_<yyyymm>.{jsonl,json,md}. Resumable; start it once per core.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +29,12 @@ from edge_lts.training import BASE_WIDTH, Recipe, Trained, Training
 
 NAME = "recipe"
 TOKENS = 524_288
-BASE = Recipe(tokens=TOKENS, curve_points=2)
+BASE = Recipe(tokens=TOKENS, curve_points=2, sequence_tokens=128, batch=8)
 RATES = (0.0005, 0.001, 0.002, 0.004, 0.008)
 EXPONENTS = (0.0, 0.5, 1.0)
+WINDOWS = ((2, 128), (4, 128), (16, 128), (2, 64), (4, 64), (8, 64))  # windows per step, tokens of each
+TWO = ("gpt2-128", "llama-128")
+LAST_RATES = (0.0005, 0.001, 0.002, 0.004)
 SEED = 1
 
 
@@ -53,24 +59,45 @@ def sweep() -> dict[tuple[str, float, float], Training]:
     return found
 
 
-def variants(chosen: Recipe) -> dict[str, Training]:
-    """Changes of one thing at a time, on the two models of width 128."""
+def variants(chosen: Recipe) -> dict[tuple[str, str], Training]:
+    """Changes of one thing at a time, on the two models of width 128: by what is changed, and the model."""
     changes: dict[str, dict[str, Any]] = {
         "as chosen": {},
-        "2 windows per step": {"batch": 2},
-        "4 windows per step": {"batch": 4},
-        "16 windows per step": {"batch": 16},
+        **{f"{n} windows of {tokens}": {"batch": n, "sequence_tokens": tokens} for n, tokens in WINDOWS},
         "tables at 0.3 of the rate": {"table_rate": 0.3},
         "tables at 3 times the rate": {"table_rate": 3.0},
         "no decay": {"weight_decay": 0.0},
         "beta2 0.99": {"beta2": 0.99},
     }
-    archs = models(BASE)
-    return {
-        f"{what} ({name})": Training(architecture=archs[name], seed=SEED, recipe=dataclasses.replace(chosen, **change))
-        for what, change in changes.items()
-        for name in ("gpt2-128", "llama-128")
-    }
+    found = {}
+    for what, change in changes.items():
+        recipe = dataclasses.replace(chosen, **change)
+        archs = models(recipe)
+        for name in TWO:
+            found[what, name] = Training(architecture=archs[name], seed=SEED, recipe=recipe)
+    return found
+
+
+def best_windows(chosen: Recipe, done: Mapping[tuple[str, str], float]) -> Recipe | None:
+    """`chosen` with the windows whose mean over the models is least; None until all are there."""
+    means = {}
+    for n, tokens in WINDOWS:
+        losses = [done.get((f"{n} windows of {tokens}", name)) for name in TWO]
+        if None in losses:
+            return None
+        means[n, tokens] = float(np.mean(losses))
+    n, tokens = min(means, key=lambda key: means[key])
+    return dataclasses.replace(chosen, batch=n, sequence_tokens=tokens)
+
+
+def last(chosen: Recipe) -> dict[tuple[str, float], Training]:
+    """By model and rate."""
+    found = {}
+    for rate in LAST_RATES:
+        recipe = dataclasses.replace(chosen, learning_rate=rate)
+        for name, arch in models(recipe).items():
+            found[name, rate] = Training(architecture=arch, seed=SEED, recipe=recipe)
+    return found
 
 
 def choose(found: dict[str, Trained]) -> tuple[dict[str, Any], Recipe] | None:
@@ -98,6 +125,16 @@ def choose(found: dict[str, Trained]) -> tuple[dict[str, Any], Recipe] | None:
     return table, dataclasses.replace(BASE, learning_rate=rate, width_exponent=exponent)
 
 
+def _losses(asked: Mapping[Any, Training], found: Mapping[str, Trained]) -> dict[Any, float]:
+    """Bits per byte of what is trained; infinite where it failed."""
+    reached = {key: found[one.key].bits_per_byte for key, one in asked.items() if one.key in found}
+    return {key: float("inf") if loss is None else loss for key, loss in reached.items()}
+
+
+def _cell(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.3f}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -111,9 +148,18 @@ def main() -> int:
     table, recipe = chosen
     asked = variants(recipe)
     found = train_all(NAME, list(dict.fromkeys(asked.values())), args)
-    done = {what: found[one.key].bits_per_byte for what, one in asked.items() if one.key in found}
+    done = _losses(asked, found)
+    windows = best_windows(recipe, done)
+    ended = {} if windows is None else _losses(last(windows), train_all(NAME, list(last(windows).values()), args))
     about = where()
-    result = {"where": about, **table, "variants": done, "recipe": recipe.to_json()}
+    result = {
+        "where": about,
+        **table,
+        "variants": [[*key, loss] for key, loss in done.items()],
+        "windows": None if windows is None else [windows.batch, windows.sequence_tokens],
+        "last": [[*key, loss] for key, loss in ended.items()],
+        "recipe": (windows or recipe).to_json(),
+    }
     losses = {(name, exponent, rate): loss for name, exponent, rate, loss in table["bits_per_byte"]}
     lines = [
         "# A learning rate for every width",
@@ -128,8 +174,16 @@ def main() -> int:
     for exponent, rate, value in table["mean_excess"]:
         cells = " | ".join(f"{losses[name, exponent, rate]:.3f}" for name in models(BASE))
         lines.append(f"| {exponent} | {rate} | {cells} | {value:.3f} |")
-    lines += ["", f"Chosen: {table['chosen']}.", "", "| changed | bits per byte |", "|---|---|"]
-    lines += [f"| {what} | {loss:.3f} |" for what, loss in done.items() if loss is not None]
+    chosen_rate, exponent = (table["chosen"][name] for name in ("learning_rate", "width_exponent"))
+    lines += ["", f"Chosen: {chosen_rate} with the exponent {exponent}. With it, on the models of width 128:", ""]
+    lines += ["| changed | gpt2-128 | llama-128 |", "|---|---|---|"]
+    for what in dict.fromkeys(what for what, _ in done):
+        lines.append(f"| {what} | " + " | ".join(_cell(done.get((what, name))) for name in TWO) + " |")
+    if windows is not None:
+        lines += ["", f"With {windows.batch} windows of {windows.sequence_tokens} tokens in a step:", ""]
+        lines += ["| rate | " + " | ".join(models(BASE)) + " |", "|---|" + "---|" * len(models(BASE))]
+        for rate in LAST_RATES:
+            lines.append(f"| {rate} | " + " | ".join(_cell(ended.get((name, rate))) for name in models(BASE)) + " |")
     write_result(results_path(NAME).with_suffix(".json"), result, lines)
     print("\n".join(lines))
     return 0

@@ -4,7 +4,7 @@ A job is a folder: `job.json` (a `Job`), the token ids that it names, and for ev
 with a checkpoint while it goes on and `result.json` when it is over. Keys are hashes of what determines a training, so
 a job that is asked for again goes on where it was. `edge_lts.train` does the work.
 
-The recipe's defaults come from a first look at the sweep of benchmarks/bench_recipe.py. Sources: Loshchilov and
+The recipe's defaults are those of the sweep benchmarks/bench_recipe.py. Sources: Loshchilov and
 Hutter 2019 (AdamW, arXiv 1711.05101); Yang et al. 2021 (arXiv 2203.03466, table 8) for a matrix's learning rate that
 falls with the model's width, so that one value serves all widths.
 """
@@ -85,9 +85,9 @@ class Recipe(_Values):
 
     tokens: int = 1_000_000
     seconds: float | None = None
-    sequence_tokens: int = 128
-    batch: int = 8
-    learning_rate: float = 0.002
+    sequence_tokens: int = 64
+    batch: int = 4
+    learning_rate: float = 0.001
     width_exponent: float = 1.0
     table_rate: float = 1.0
     warmup: float = 0.05
