@@ -9,7 +9,7 @@ One after the other, each written down before the next begins:
   measure  decode latency of 60 members of the same space on one core, for a cost model. A timing.
   pairs    fits a proxy to the 16 GPT-2s, then, at latencies over the space's range, chooses from 3,000 members the one
            with most decoder parameters that is predicted to keep the latency (LTS's choice) and the one with the best
-           lower bound of quality (the calibrated choice); 14 levels at which they differ are written down.
+           lower bound of quality (the calibrated choice); 12 levels at which they differ are written down.
   train    then trains those as well, with two new seeds each.
   report   rank correlations of every proxy with bootstrap intervals, on the GPT-2s, on the other blocks, on all, and on
            the pairs' models, which no proxy has seen; the mean difference of pairs in log-perplexity with its paired
@@ -72,7 +72,7 @@ SPACE = {
         "decoder_params": {"at_least": 100_000, "at_most": 1_600_000},
     },
 }
-N_DESIGN, N_REPEATED, N_PAIRS, N_MEASURED, N_POOL = 16, 8, 14, 60, 3000
+N_DESIGN, N_REPEATED, N_PAIRS, N_MEASURED, N_POOL = 16, 8, 12, 60, 3000
 PANEL_SEED, PAIR_SEEDS = 1, (11, 12)
 DESIGN, BLOCKS = "design", "blocks"
 MODEL_BASED = ("synflow", "snip", "grad_norm", "jacob_cov")

@@ -48,7 +48,7 @@ NAME = "primer"
 SEEDS = (1, 2, 3)
 RECIPE = Recipe(curve_points=20)
 # (n_layer, d_model, d_inner, n_head) of GPT-2, and the seconds that each of its size has.
-SIZES = {"small": ((4, 96, 384, 4), 40.0), "medium": ((4, 144, 576, 4), 80.0), "large": ((5, 192, 768, 4), 160.0)}
+SIZES = {"small": ((4, 96, 384, 4), 30.0), "medium": ((4, 144, 576, 4), 60.0), "large": ((5, 192, 768, 4), 120.0)}
 ARMS: Mapping[str, dict[str, Any]] = {
     "gpt2": {"backbone": "gpt2"},
     "gpt2, squared ReLU": {"backbone": "gpt2", "activation": "relu2"},
