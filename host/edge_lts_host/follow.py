@@ -23,7 +23,7 @@ from edge_lts_host import store
 from edge_lts_host.errors import TransportError, printable
 from edge_lts_host.fleet import Links, Result, side_by_side
 from edge_lts_host.hosts import HostEntry, load_hosts
-from edge_lts_host.progress import draw_line
+from edge_lts_host.progress import bar, draw_line
 from edge_lts_host.reconnect import Pauses, insist, is_worth_another_try
 from edge_lts_host.session import FINAL_STATES, Place, Session, Survey, open_transport, place_of_run
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 BOOT_PATIENCE_S = 600.0  # from SSH answering to the system starting what it starts at boot
 _TAIL_BYTES = 1 << 20
-_BAR_WIDTH = 24
 _ONE_LINE = str.maketrans("\n\t", "  ")  # what `printable` leaves of a board's words
 
 
@@ -158,12 +157,11 @@ def progress_line(status: Mapping[str, Any], latest: str = "", *, has_bar: bool 
 
     spent, budget = _number(status.get("spent_s")), _number(status.get("budget_s"))
     share = min(1.0, spent / budget) if budget else 0.0
-    n_full = round(share * _BAR_WIDTH)
-    bar = f"[{'#' * n_full}{'.' * (_BAR_WIDTH - n_full)}] " if has_bar else ""
     failed = f", {status['n_failed']} failed" if status.get("n_failed") else ""
     counts = f"{status.get('n_measured', 0)} measured{failed}, frontier {status.get('n_frontier', 0)}"
     time_spent = f"{share:4.0%} of {render.duration(budget)}" if budget else ""
-    line = f"{bar}{time_spent} {status.get('state', 'unknown')}: {counts}{f'; {latest}' if latest else ''}"
+    shown = f"{bar(share)} " if has_bar else ""
+    line = f"{shown}{time_spent} {status.get('state', 'unknown')}: {counts}{f'; {latest}' if latest else ''}"
     return line.translate(_ONE_LINE)
 
 

@@ -1,5 +1,9 @@
-r"""The payload: `edge_lts/**/*.py` and a `__main__.py` that imports it as one zipapp, the same bytes from a wheel or a
-checkout.
+r"""The payload: modules of `edge_lts` and a `__main__.py` that imports them, as one zipapp, the same bytes from a wheel
+or a checkout.
+
+There are two of one set of sources. The base one searches and measures and has what every other verb needs; the full
+one has the rooms of ENTRIES as well, for those who ask for them: trainings, for example. What belongs to which is
+computed from the imports (closure.py, docs/decisions/0007-two-payloads.md).
 
 All sources are one member, a JSON object of names and texts compressed by LZMA, because together they take a third less
 than one by one (docs/decisions/0005-one-member-payload.md, 0006-lzma-payload.md); `onboard/agent_main.py` imports from
@@ -23,18 +27,35 @@ import io
 import itertools
 import json
 import sys
+import threading
 import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_lts_host import onboard
+from edge_lts_host.closure import closure, modules
 from edge_lts_host.errors import HostError
 
+if TYPE_CHECKING:
+    from edge_lts.records import RunSpec
+
+BEGIN = "edge_lts.__main__"
+# What only the full payload has: how it is asked for (a verb of the agent, a strategy, a backbone), and the modules or
+# rooms that the rest of the agent enters it by, in functions. What is behind follows from the imports.
+ENTRIES = {
+    "train": ("edge_lts.trainer",),
+    "score": ("edge_lts.trainer",),
+    "evolve": ("edge_lts.evolution",),
+    "program": ("edge_lts.program", "edge_lts.model.program"),
+}
 MAX_PAYLOAD_BYTES = 128 * 1024
+MAX_FULL_BYTES = 192 * 1024
 SOURCES = "edge_lts.json.xz"
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +79,34 @@ def source_dir() -> Path:
     return Path(folders[0])
 
 
-def build_payload(source: Path | None = None) -> Payload:
-    """Make the zipapp from `source` (default: the installed edge_lts). Raises HostError when it is too large."""
-    folder = source_dir() if source is None else source
+def build_payload(*asked: str) -> Payload:
+    """The agent of the installed edge_lts: the full one where a word of ENTRIES is `asked` for, else the base one.
+
+    Made once in a process. Raises HostError.
+    """
+    with _LOCK:  # boards are served by threads: the first makes it for all
+        return _installed(not ENTRIES.keys().isdisjoint(asked))
+
+
+@functools.lru_cache(maxsize=2)
+def _installed(is_full: bool) -> Payload:
+    return make_payload(source_dir(), is_full=is_full)
+
+
+def payload_for(spec: RunSpec) -> Payload:
+    """The agent that does this run: asked again, as by `resume`, it is the one that began it."""
+    backbones = [each.architecture.backbone for each in spec.baselines]
+    return build_payload(spec.strategy, str(spec.space.get("backbone")), *backbones)
+
+
+def make_payload(folder: Path, *, is_full: bool = False) -> Payload:
+    """One from the package in `folder`. Raises HostError when it is too large."""
+    paths = modules(folder)
+    texts = {name: path.read_bytes() for name, path in paths.items()}
+    limit_bytes, kind = (MAX_FULL_BYTES, "full") if is_full else (MAX_PAYLOAD_BYTES, "base")
+    names = closure(texts, BEGIN, without=() if is_full else {room for rooms in ENTRIES.values() for room in rooms})
     sources = {
-        f"edge_lts/{path.relative_to(folder).as_posix()}": strip_talk(path.read_bytes()).decode("utf-8")
-        for path in folder.rglob("*.py")
-        if "__pycache__" not in path.parts
+        paths[name].relative_to(folder.parent).as_posix(): strip_talk(texts[name]).decode("utf-8") for name in names
     }
     text = json.dumps(sources, sort_keys=True, ensure_ascii=False, indent=0)
     files = {SOURCES: _compressed(text.encode("utf-8")), "__main__.py": strip_talk(onboard.source("agent_main"))}
@@ -77,9 +119,9 @@ def build_payload(source: Path | None = None) -> Payload:
             info.compress_type = zipfile.ZIP_STORED if name == SOURCES else zipfile.ZIP_DEFLATED
             archive.writestr(info, files[name])
     data = buffer.getvalue()
-    if len(data) > MAX_PAYLOAD_BYTES:
+    if len(data) > limit_bytes:
         raise HostError(
-            f"the payload has {len(data)} bytes, more than {MAX_PAYLOAD_BYTES}: is there anything else in {folder}?"
+            f"the {kind} payload has {len(data)} bytes, more than {limit_bytes}: is there anything else in {folder}?"
         )
     return Payload(data=data, sha256=hashlib.sha256(data).hexdigest())
 

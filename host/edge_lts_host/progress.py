@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from edge_lts_host.errors import printable
 
 _REDRAW_S = 0.1
+_BAR_WIDTH = 24
 _write_guard = threading.Lock()
 
 
@@ -68,6 +69,12 @@ class Stages:
     def _erase(self) -> None:
         if self._live:
             draw_line("")
+
+
+def bar(share: float) -> str:
+    """`share`, from 0 to 1, as a bar of characters."""
+    n_full = round(min(1.0, share) * _BAR_WIDTH)
+    return f"[{'#' * n_full}{'.' * (_BAR_WIDTH - n_full)}]"
 
 
 def draw_line(text: str) -> None:

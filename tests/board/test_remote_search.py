@@ -9,6 +9,9 @@ import there.
 from __future__ import annotations
 
 import json
+import math
+import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -156,6 +159,39 @@ def test_a_member_of_the_frontier_can_be_measured_again(work: Workstation[Emulat
     assert record["objectives"]["decoder_params"] == member["objectives"]["decoder_params"]
     assert record["objectives"]["decode_latency_s"]["median"] > 0
     assert "flags" in record
+
+
+def test_blocks_of_today_are_scored_trained_resumed_and_measured_there(work: Workstation[EmulatedBoard]) -> None:
+    """torch 2.9.1 on arm64: the fused AdamW, heads that share keys and values, gates, rotations, convolutions."""
+    from tests.board.blocks import MEASURED, architectures
+
+    agents = work.board.home / ROOT / "agents"
+    base = {path.name for path in agents.iterdir()}
+    paths = [work.home / f"block{index}.json" for index in range(2)]
+    for path, arch in zip(paths, architectures(), strict=False):
+        path.write_text(json.dumps(arch.to_json()))
+    rows = work.json("proxies", *map(str, paths), "--host", work.host)["architectures"]
+    assert [row["error"] for row in rows] == [None, None]
+    (full,) = {path.name for path in agents.iterdir()} - base  # that of trainings came when it was asked for
+
+    shutil.copy(Path(__file__).with_name("blocks.py"), work.board.home / "blocks.py")
+    (site,) = (path for path in (work.board.home / ROOT / "env").iterdir() if path.is_dir())
+    words = ["python3", "-I", "blocks.py", f"{ROOT}/agents/{full}", f"{ROOT}/env/{site.name}", "."]
+    said = work.board.ssh(shlex.join(words), timeout_s=work.patience_s).stdout
+    found = {one["backbone"]: one for one in map(json.loads, said.splitlines())}
+    assert set(found) == {arch.backbone for arch in architectures()}
+    for backbone, one in found.items():
+        training = one["trained"]
+        assert training["error"] is None, backbone
+        assert training["losses"][-1] < training["losses"][0], backbone
+        assert training["resumed"] == training["losses"], backbone
+        assert 0 < training["n_saved"] < training["n_steps"] == 16, backbone
+        assert all(math.isfinite(score) for score in one["scores"].values()), backbone
+        assert ("measured" in one) == (backbone in MEASURED)
+    for backbone in MEASURED:
+        assert all(value > 0 for value in found[backbone]["measured"].values()), backbone
+    by_agent = {name: rows[0][name] for name in found["gpt2"]["scores"]}
+    assert by_agent == pytest.approx(found["gpt2"]["scores"], rel=1e-3)
 
 
 def test_a_small_disk_is_refused_before_anything_is_pushed(

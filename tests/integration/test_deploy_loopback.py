@@ -93,7 +93,7 @@ def work(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     built = build_payload()  # one agent per test, also while somebody edits the sources
-    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda: built)
+    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda *asked: built)
     yield Workstation(tmp_path, sshd, capsys)
     for path in (tmp_path / "board" / "edge-lts" / "runs").glob("*/lock"):
         pid = json.loads(path.read_text() or "{}").get("pid")

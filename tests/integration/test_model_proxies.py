@@ -23,6 +23,7 @@ from edge_lts.profile.latency import zipf_tokens  # noqa: E402
 from edge_lts.proxies.model_based import SCORES, jacob_cov, scores  # noqa: E402
 from edge_lts.train.initial import initialise  # noqa: E402
 from edge_lts_host.calibration.scores import NAMES  # noqa: E402
+from edge_lts_host.cli import main  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -134,3 +135,31 @@ def test_the_agent_scores_what_it_is_asked_and_says_what_fails(tmp_path: Path, m
 def test_a_request_that_makes_no_sense_is_refused(tmp_path: Path, request_: bytes) -> None:
     with pytest.raises((SpecError, ValueError)):
         trainer.score(lambda event: None, io.BytesIO(request_), root=tmp_path)
+
+
+def test_validate_ranks_a_table_by_what_its_models_score_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way: a table's rows become models, an agent of this machine builds and scores them, ranks are told."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("EDGE_LTS_RUNS", str(tmp_path / "share/runs"))
+    archs = [tiny(layers=LAYERS * n, d_model=width, max_seq_len=1024) for n in (1, 2, 3) for width in (32, 48)]
+    expected = [scores(arch, ["synflow"])["scores"]["synflow"] for arch in archs]
+    order = sorted(range(6), key=lambda index: expected[index])
+    quality = {index: rank for rank, index in enumerate(order)}
+    lines = ["name,d_model,d_embed,n_head,d_inner,n_layer,vocab_size,valid_loss"]
+    for index, arch in enumerate(archs):
+        heads, widths = (";".join(str(getattr(one, key)) for one in arch.layers) for key in ("n_head", "d_inner"))
+        shape = f"{arch.d_model},{arch.d_embed},{heads},{widths},{arch.n_layer},{arch.vocab_size}"
+        lines.append(f"m{index},{shape},{9 - quality[index]}")
+    (tmp_path / "panel.csv").write_text("\n".join(lines) + "\n")
+    words = ["validate", "--panel", str(tmp_path / "panel.csv"), "-o", "json"]
+    words += ["--proxy", "synflow", "--proxy", "jacob_cov"]
+    assert main(words) == 2
+    assert "--backbone says" in capsys.readouterr().err
+    assert main([*words, "--backbone", "gpt2"]) == 0
+    by_synflow, by_covariance = json.loads(capsys.readouterr().out)["validations"]
+    assert (by_synflow["n_rows"], by_synflow["proxy"]["kind"]) == (6, "model")
+    assert by_synflow["spearman"]["value"] == pytest.approx(1.0)
+    assert -1.0 <= by_covariance["spearman"]["value"] < 1.0
+    assert len(list((tmp_path / "share/agents").iterdir())) == 1

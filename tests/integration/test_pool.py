@@ -191,7 +191,7 @@ def shelf(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     built = build_payload()  # one agent per test, also while somebody edits the sources
-    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda: built)
+    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda *asked: built)
     found = Shelf(tmp_path, [make_sshd(), make_sshd()], capsys)
     yield found
     found.assert_nothing_runs()

@@ -79,7 +79,7 @@ def hostile(tmp_path: Path, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> RunF
         monkeypatch.setenv(name, str(tmp_path / "home" / name.lower()))
     program = (AGENT % (EVIL, RUN_ID)).encode()
     payload = Payload(data=program, sha256=hashlib.sha256(program).hexdigest())
-    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda: payload)
+    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda *asked: payload)
     agent = tmp_path / "root" / "agents" / payload.name
     agent.parent.mkdir(parents=True)
     agent.write_bytes(program)

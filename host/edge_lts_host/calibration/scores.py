@@ -74,19 +74,6 @@ def _page(rows: Sequence[Mapping[str, Any]], names: Sequence[str], output: str) 
     return render.records(rows, output, columns, "architectures")
 
 
-def scores(
-    archs: Sequence[Architecture],
-    names: Sequence[str],
-    *,
-    seed: int = 0,
-    entry: HostEntry | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[dict[str, float | None]]:
-    """By name, for each architecture in order; None where it could not be had. Raises PreflightError without torch."""
-    found = events(archs, names, seed=seed, entry=entry, say=say)
-    return [{name: event["scores"].get(name) for name in names} for event in found]
-
-
 def events(
     archs: Sequence[Architecture],
     names: Sequence[str],
@@ -96,14 +83,17 @@ def events(
     options: SshOptions | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """What the agent says of each: `scores`, `seconds`, `error`. One agent, one architecture after the other."""
+    """What the agent says of each: `scores`, `seconds`, `error`. One agent, one architecture after the other.
+
+    Raises PreflightError where this machine has no torch.
+    """
     from edge_lts_host.errors import AgentProtocolError
     from edge_lts_host.hosts import LOCAL_HOST
     from edge_lts_host.payload import build_payload
     from edge_lts_host.session import Place, Session, local_place, open_transport
 
     entry = LOCAL_HOST if entry is None else entry
-    payload = build_payload()
+    payload = build_payload("score")
     place = local_place(payload) if entry.is_local else Place.of(entry, payload)
     found: dict[int, dict[str, Any]] = {}
     with open_transport(entry, options) as transport:

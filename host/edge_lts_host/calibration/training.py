@@ -234,7 +234,7 @@ def train(plan: Plan, entry: HostEntry, options: SshOptions | None, say: Say) ->
     from edge_lts_host.payload import build_payload
     from edge_lts_host.session import Place, Session, local_place, open_transport
 
-    payload = build_payload()
+    payload = build_payload("train")
     place = local_place(payload) if entry.is_local else Place.of(entry, payload)
     folder = posixpath.join(place.root, TRAININGS, plan.job.job_id)
     n_models = len({arch.arch_id for arch, _ in plan.job.models})
@@ -257,26 +257,32 @@ def train(plan: Plan, entry: HostEntry, options: SshOptions | None, say: Say) ->
 def follow(job: Job, events: Any, say: Say) -> list[Trained]:
     """Read a device's events to their end. Raises AgentProtocolError for results that were not asked for."""
     from edge_lts.training import Trained
+    from edge_lts_host.calibration.shown import Shown
     from edge_lts_host.report import render
 
     wanted = {(arch.arch_id, seed) for arch, seed in job.models}
     found: dict[tuple[str, int], Trained] = {}
-    for event in events:
-        if event["event"] == "timing":
-            say(f"timing {event.get('n_models')} models, to see how many tokens the budget has room for")
-        elif event["event"] == "plan":
-            recipe = event.get("recipe") or {}
-            each = recipe.get("seconds")
-            amount = f"{render.count(recipe.get('tokens'))} tokens" if each is None else render.duration(each)
-            say(f"each is trained on {amount}" if each is None else f"each is trained for {amount}")
-        elif event["event"] == "trained":
-            one = Trained.from_json({key: value for key, value in event.items() if key != "event"})
-            key = (one.architecture.arch_id, one.seed)
-            if key not in wanted:
-                raise AgentProtocolError(f"the device trained {key[0]} with seed {key[1]}, which nobody asked for")
-            if key not in found:
-                found[key] = one
-                say(f"{len(found)} of {len(wanted)}: {describe(one)}")
+    with Shown(wanted, job.recipe.to_json(), say) as shown:
+        for event in events:
+            if event["event"] == "timing":
+                shown.say(f"timing {event.get('n_models')} models, to see how many tokens the budget has room for")
+            elif event["event"] == "plan":
+                recipe = event.get("recipe") or {}
+                each = recipe.get("seconds")
+                amount = f"{render.count(recipe.get('tokens'))} tokens" if each is None else render.duration(each)
+                shown.plan(recipe)
+                shown.say(f"each is trained on {amount}" if each is None else f"each is trained for {amount}")
+            elif event["event"] == "point":
+                shown.point(event)
+            elif event["event"] == "trained":
+                one = Trained.from_json({key: value for key, value in event.items() if key != "event"})
+                key = (one.architecture.arch_id, one.seed)
+                if key not in wanted:
+                    raise AgentProtocolError(f"the device trained {key[0]} with seed {key[1]}, which nobody asked for")
+                if key not in found:
+                    found[key] = one
+                    shown.done(key)
+                    shown.say(f"{len(found)} of {len(wanted)}: {describe(one)}")
     if missing := len(wanted) - len(found):
         raise HostError(f"{missing} of {len(wanted)} trainings are not done; the same command goes on with them")
     return [found[arch.arch_id, seed] for arch, seed in job.models]

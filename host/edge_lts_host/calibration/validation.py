@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge_lts.arch import Architecture
 
     Array = NDArray[np.float64]
+    Scores = dict[str, Array]
 
 SCHEMA_VERSION = 1
 MIN_MODELS = 3
@@ -51,12 +52,18 @@ def used_rows(proxies: Sequence[str | CalibratedProxy]) -> list[str]:
     return found
 
 
-def validate(panel: Panel, proxies: Sequence[str | CalibratedProxy], left_out: Sequence[str], say: Say) -> list[Any]:
-    """For each proxy its statistics on the panel's models without those rows; JSON. Raises UsageError."""
+def validate(
+    panel: Panel, proxies: Sequence[str | CalibratedProxy], left_out: Sequence[str], say: Say, known: Scores
+) -> list[Any]:
+    """For each proxy its statistics on the panel's models without those rows; JSON. Raises UsageError.
+
+    `known` gets the scores of the proxies that have a name: for `points`, which would have to work them out once more.
+    """
     kept = panel.without(left_out)
     n_left_out = len(panel.models) - len(kept.models)
     if len(kept.models) < MIN_MODELS:
         raise UsageError(f"{len(kept.models)} models are left of {panel.name}; at least {MIN_MODELS} are needed")
+    known |= score_all([proxy for proxy in proxies if isinstance(proxy, str)], kept, say)
     found = []
     for proxy in proxies:
         head: dict[str, Any] = {
@@ -76,7 +83,7 @@ def validate(panel: Panel, proxies: Sequence[str | CalibratedProxy], left_out: S
             if proxy.backbone and panel.backbone and proxy.backbone != panel.backbone:
                 warnings.append(f"{proxy.name} was fitted to {proxy.backbone}, {panel.name} is of {panel.backbone}")
         else:
-            head |= rank_statistics(score(proxy, kept, say), kept.quality, kept.shape)
+            head |= rank_statistics(known[proxy], kept.quality, kept.shape)
         found.append(head | {"warnings": warnings})
     return found
 
@@ -87,25 +94,48 @@ def _described(proxy: str | CalibratedProxy) -> dict[str, Any]:
     return {"name": proxy, "kind": "formula" if proxy in FORMULAS else "model", "digest": None, "unit": None}
 
 
-def score(name: str, panel: Panel, say: Say = lambda text: None) -> Array:
-    """Of every model (n,), by a formula or, for the others, by the agent on this machine. Raises UsageError."""
+def score(name: str, panel: Panel) -> Array:
+    """One of them, of every model (n,)."""
+    return score_all([name], panel)[name]
+
+
+def score_all(names: Sequence[str], panel: Panel, say: Say = lambda text: None) -> Scores:
+    """Of every model (n,), by formulas and, for those that need the model, by one agent on this machine.
+
+    Raises UsageError for what the panel does not say, HostError for models that could not be scored.
+    """
+    found = {name: _by_formula(name, panel) for name in names if name in FORMULAS}
+    if others := [name for name in dict.fromkeys(names) if name not in FORMULAS]:
+        found |= _by_agent(others, panel, say)
+    return found
+
+
+def _by_formula(name: str, panel: Panel) -> Array:
     import numpy as np
 
-    models = panel.models
-    if name in FORMULAS:
-        if name == "nsc":
-            _architectures(panel, name)
-        values = [FORMULAS[name](one.shape, one.architecture) for one in models]
-        if any(math.isnan(value) for value in values):
-            raise UsageError(f"{panel.name} does not have what {name} counts; --backbone says how to count it")
-        return np.array(values)
+    if name == "nsc":
+        _architectures(panel, name)
+    values = [FORMULAS[name](one.shape, one.architecture) for one in panel.models]
+    if any(math.isnan(value) for value in values):
+        raise UsageError(f"{panel.name} does not have what {name} counts; --backbone says how to count it")
+    return np.array(values)
+
+
+def _by_agent(names: Sequence[str], panel: Panel, say: Say) -> Scores:
+    import numpy as np
+
     if panel.backbone is None:
-        raise UsageError(f"{name} builds the models: --backbone says what those of {panel.name} are")
-    found = [one[name] for one in scores.scores(_architectures(panel, name), [name], say=say)]
-    missing = [one.name for one, value in zip(models, found, strict=True) if value is None]
-    if missing:
-        raise HostError(f"{name} could not be had for {len(missing)} of {len(models)} models, such as {missing[0]}")
-    return np.array(found, dtype=float)
+        raise UsageError(f"{names[0]} builds the models: --backbone says what those of {panel.name} are")
+    events = scores.events(_architectures(panel, names[0]), names, say=say)
+    for name in names:
+        missing = [index for index, event in enumerate(events) if event["scores"].get(name) is None]
+        if missing:
+            why = events[missing[0]]["error"] or "the score is not finite"
+            raise HostError(
+                f"{name} could not be had for {len(missing)} of {len(events)} models, such as "
+                f"{panel.models[missing[0]].name}: {why}"
+            )
+    return {name: np.array([event["scores"][name] for event in events], dtype=float) for name in names}
 
 
 def _architectures(panel: Panel, name: str) -> list[Architecture]:
@@ -127,12 +157,14 @@ class Points(NamedTuple):
     equal_size_tau: float | None
 
 
-def points(panel: Panel, proxies: Sequence[str | CalibratedProxy], left_out: Sequence[str]) -> list[Points]:
-    """Of the models that `validate` looked at."""
+def points(
+    panel: Panel, proxies: Sequence[str | CalibratedProxy], left_out: Sequence[str], known: Scores
+) -> list[Points]:
+    """Of the models that `validate` looked at, with the scores that it found."""
     kept = panel.without(left_out)
     found = []
     for proxy in proxies:
-        values = proxy.quality(kept.shape) if isinstance(proxy, CalibratedProxy) else score(proxy, kept)
+        values = proxy.quality(kept.shape) if isinstance(proxy, CalibratedProxy) else known[proxy]
         tau = equal_size_tau(values, kept.quality, kept.shape.decoder_params)
         name = proxy.name if isinstance(proxy, CalibratedProxy) else proxy
         found.append(Points(name, values, kept.quality, kept.shape.decoder_params, kept.unit, tau))

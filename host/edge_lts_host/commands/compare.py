@@ -121,15 +121,15 @@ def _session(
     protocol = transfer.protocol_of(side.run)
     transfers.check_method(side.run_id, protocol)
     entry, place = place_of_run(folder, load_hosts())
-    payload = build_payload()
-    agent = posixpath.join(place.root, "agents", payload.name)
-    place = local_place(payload) if entry.is_local else replace(place, agent=agent)
     plan, architectures = [], {}
     for other in others:
         members = transfer.chosen(other.members, args.transfer_members)
         plan += transfer.plan(other.run_id, members, side.members, protocol, latency, quality)
     for each in (side, *others):
         architectures.update({one["arch_id"]: Architecture.from_json(one["architecture"]) for one in each.members})
+    payload = build_payload(*(each.backbone for each in architectures.values()))
+    agent = posixpath.join(place.root, "agents", payload.name)
+    place = local_place(payload) if entry.is_local else replace(place, agent=agent)
     n = len({one.arch_id for one in plan} | {one.rival for one in plan if one.rival})
     render.talk(
         f"{side.run_id}: timing {len(plan)} members of {', '.join(other.run_id for other in others)} on its board: "

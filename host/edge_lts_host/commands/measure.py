@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     (entry,) = entries
     target = launch.target_of(entry, load_targets(args.target_file or ()))
     emulated = launch.is_emulated(entry, target)
-    payload = build_payload()
+    payload = build_payload(architecture.backbone)
     place = local_place(payload) if entry.is_local else Place.of(entry, payload)
     timeout_s = args.candidate_timeout or (launch.EMULATED_TIMEOUT_S if emulated else launch.DEFAULT_TIMEOUT_S)
     meter = launch.meter(args, entry)

@@ -22,18 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from edge_lts_host import follow
-    from edge_lts_host.payload import build_payload
+    from edge_lts_host.payload import payload_for
     from edge_lts_host.pool import command
     from edge_lts_host.report import render
     from edge_lts_host.session import Session
 
     if (code := command.resume(args, common.ssh_options(args))) is not None:
         return code
-    payload = build_payload()
     going: list[follow.Job] = []
 
     def resume(job: follow.Job, session: Session) -> None:
-        session.push_agent(payload)
+        session.push_agent(payload_for(job.folder.read_spec()))
         if args.on_boot:
             on_boot.arrange(session, job.run_id)
         event = session.launch(job.run_id)

@@ -159,17 +159,17 @@ def _start(args: argparse.Namespace, work: list[tuple[HostEntry, RunSpec]]) -> i
     from edge_lts_host.errors import TransportError
     from edge_lts_host.fleet import Links, exit_code
     from edge_lts_host.follow import Job
-    from edge_lts_host.payload import build_payload
+    from edge_lts_host.payload import payload_for
     from edge_lts_host.report import render
     from edge_lts_host.session import Place, Session, local_place, open_transport
     from edge_lts_host.store import RunFolder, runs_root
 
     options = common.ssh_options(args)
-    payload = build_payload()
     links = Links()
 
     def start(item: tuple[HostEntry, RunSpec]) -> Job:
         entry, spec = item
+        payload = payload_for(spec)
         place = local_place(payload) if entry.is_local else Place.of(entry, payload)
         folder = RunFolder(runs_root() / spec.run_id)
         with links.add(open_transport(entry, options)) as transport:

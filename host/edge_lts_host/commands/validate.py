@@ -38,19 +38,29 @@ def run(args: argparse.Namespace) -> int:
 
     from edge_lts_host.calibration import pages, validation
     from edge_lts_host.calibration.panel import read_panel
+    from edge_lts_host.progress import draw_line
     from edge_lts_host.proxy_files import load_proxy
     from edge_lts_host.report import render
 
     proxies = [validation.resolve(name) for name in args.proxy]
     left_out = validation.used_rows([load_proxy(args.leave_out)] if args.leave_out else proxies)
     panel = read_panel(args.panel, backbone=args.backbone, label=args.label)
-    results = validation.validate(panel, proxies, left_out, render.talk)
+
+    def show(text: str) -> None:
+        if render.shows_progress():
+            draw_line(text and f"{panel.name}: {text}")
+
+    known: validation.Scores = {}
+    try:
+        results = validation.validate(panel, proxies, left_out, show, known)
+    finally:
+        show("")
     for warning in dict.fromkeys(warning for one in results for warning in one["warnings"]):
         render.warn(warning)
     if args.plots:
         from edge_lts_host.report.plots import ranked
 
-        paths = ranked.draw(validation.points(panel, proxies, left_out), panel.name, Path(args.plots))
+        paths = ranked.draw(validation.points(panel, proxies, left_out, known), panel.name, Path(args.plots))
         render.talk(f"{args.plots}: {len(paths) // 2} pictures, each as png and svg")
     render.emit(pages.validated(results, args.output))
     return 0

@@ -28,6 +28,8 @@ class Sources:
     def find_spec(self, module: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         name = self._name(module)
         if name not in self._sources:
+            if module.startswith("edge_lts."):
+                raise ImportError(f"{module} is not in {self._archive}, which is the smaller one of two agents")
             return None
         loader: Any = self
         is_package = name.endswith("/__init__.py")

@@ -36,14 +36,14 @@ _NOTHING_BEGUN = (2, 4, 5, 7)
 
 def start(args: argparse.Namespace, entries: Sequence[HostEntry], spec: RunSpec, options: SshOptions) -> int:
     """Begin a run on these boards and stay with it to its end; the exit code."""
-    from edge_lts_host.payload import build_payload
+    from edge_lts_host.payload import payload_for
     from edge_lts_host.session import Place, Session, local_place
     from edge_lts_host.store import RunFolder, local_root, runs_root
     from edge_lts_host.transport.local import LocalTransport
 
     if spec.meter == "external":  # a meter at this machine would have to say which board it is on
         spec = dataclasses.replace(spec, meter="none")
-    payload = build_payload()
+    payload = payload_for(spec)
     root = local_root()  # of this machine's agent, which needs no torch to say how the run is doing
     agent = str(root / "agents" / payload.name)
     here = Place(name="local", root=str(root), python=sys.executable, site=None, agent=agent)
@@ -78,7 +78,7 @@ def start(args: argparse.Namespace, entries: Sequence[HostEntry], spec: RunSpec,
 def resume(args: argparse.Namespace, options: SshOptions) -> int | None:
     """Go on with a pool's run; None where the RUN arguments mean other runs."""
     from edge_lts_host import follow
-    from edge_lts_host.payload import build_payload
+    from edge_lts_host.payload import payload_for
     from edge_lts_host.session import Session
     from edge_lts_host.transport.local import LocalTransport
 
@@ -89,7 +89,7 @@ def resume(args: argparse.Namespace, options: SshOptions) -> int | None:
     if len(jobs) > 1:
         raise UsageError(f"{pools[0].run_id} is shared by a pool of boards: resume it by itself")
     require_dask()
-    Session(LocalTransport(), jobs[0].place).push_agent(build_payload())
+    Session(LocalTransport(), jobs[0].place).push_agent(payload_for(jobs[0].folder.read_spec()))
     return _run(args, jobs[0], options)
 
 
@@ -103,11 +103,11 @@ def _job(folder: RunFolder) -> Job:
 def _boards(job: Job, options: SshOptions, spec: RunSpec, on_event: OnEvent) -> list[Board]:
     """The pool's boards, from host.json and what deploy remembers of them now. Raises StoreError."""
     from edge_lts_host.hosts import LOCAL_HOST, HostEntry, load_hosts
-    from edge_lts_host.payload import build_payload
+    from edge_lts_host.payload import payload_for
     from edge_lts_host.pool.board import Board
     from edge_lts_host.session import Place
 
-    payload, known = build_payload(), load_hosts()
+    payload, known = payload_for(spec), load_hosts()
     boards = []
     for one in job.folder.host_meta()[META]["boards"]:
         try:

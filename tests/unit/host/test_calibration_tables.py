@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from edge_lts.proxies.closed import FORMULAS
 from edge_lts.proxies.shape import Shape
-from edge_lts_host.calibration import pages, statistics, validation
+from edge_lts_host.calibration import pages, scores, statistics, validation
 from edge_lts_host.calibration.from_table import draw
 from edge_lts_host.calibration.panel import read_panel
 from edge_lts_host.calibration.scores import NAMES
 from edge_lts_host.errors import UsageError
 from edge_lts_host.proxy_files import load_proxy
+from edge_lts_host.report.plots import ranked
 from tests.panels import architectures, made_up, published, row, write_table
 from tests.support import require
 
@@ -246,7 +247,7 @@ def test_too_few_pairs_of_one_size_say_nothing() -> None:
 def test_published_correlations_are_found_again() -> None:
     panel = read_panel(published("random_GPT2_wt103"), backbone="gpt2")
     assert panel.warnings == ()
-    (found,) = validation.validate(panel, ["decoder_params"], [], lambda text: None)
+    (found,) = validation.validate(panel, ["decoder_params"], [], lambda text: None, {})
     assert found["n_rows"] == 200
     assert found["spearman"]["value"] == pytest.approx(0.967, abs=5e-4)
     assert found["kendall_tau"]["value"] == pytest.approx(0.847, abs=5e-4)
@@ -344,6 +345,49 @@ def test_several_proxies_are_compared_on_the_same_rows(run: Run, table: Path, pr
 )
 def test_validate_says_what_it_lacks(run: Run, table: Path, words: tuple[str, ...], message: str) -> None:
     assert message in run("validate", "--panel", str(table), *words, status=2)
+
+
+def test_models_are_built_once_for_all_proxies_that_need_them_and_for_the_picture(
+    run: Run, table: Path, proxy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an agent would say is made up here; tests/integration/test_model_proxies.py has a real one."""
+    asked: list[tuple[int, tuple[str, ...]]] = []
+
+    def events(archs: Any, names: Any, **how: Any) -> list[dict[str, Any]]:
+        asked.append((len(archs), tuple(names)))
+        return [
+            {"scores": {"synflow": arch.decoder_params, "snip": -arch.n_layer}, "seconds": {}, "error": None}
+            for arch in archs
+        ]
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(scores, "events", events)
+    monkeypatch.setattr(ranked, "draw", lambda points, *rest: drawn.extend(points) or [])
+    words = ["--backbone", "gpt2", "--leave-out", str(proxy_file), "--plots", str(tmp_path)]
+    for name in ("synflow", "decoder_params", "snip", "synflow"):
+        words += ["--proxy", name]
+    found = json.loads(run("validate", "--panel", str(table), *words, "-o", "json"))["validations"]
+    assert asked == [(50, ("synflow", "snip"))]
+    assert [one["proxy"]["kind"] for one in found] == ["model", "formula", "model", "model"]
+    assert found[0]["spearman"] == found[1]["spearman"] == found[3]["spearman"] != found[2]["spearman"]
+    assert (found[0]["n_rows"], found[0]["n_left_out"]) == (50, 10)
+    assert list(drawn[0].score) == list(drawn[1].score)
+    assert set(drawn[2].score) <= set(range(-16, 0))
+
+
+def test_a_model_that_cannot_be_scored_is_named_with_the_reason(
+    run: Run, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = [{"scores": {"synflow": 1.0}, "seconds": {}, "error": None} for _ in range(60)]
+    monkeypatch.setattr(scores, "events", lambda *what, **how: said)
+    words = ("validate", "--panel", str(table), "--backbone", "gpt2", "--proxy", "synflow")
+    run(*words)
+    said[7] = {"scores": {}, "seconds": {}, "error": "MemoryError: no memory left"}
+    said[9] = {"scores": {}, "seconds": {}, "error": "another"}
+    message = "synflow could not be had for 2 of 60 models, such as m7: MemoryError: no memory left"
+    assert message in run(*words, status=1)
+    said[7]["error"] = None
+    assert "such as m7: the score is not finite" in run(*words, status=1)
 
 
 def test_calibrate_takes_one_source_of_labels(run: Run) -> None:

@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,48 @@ def test_a_plan_is_said_in_words() -> None:
     with pytest.raises(HostError):
         training.follow(job, events, said.append)
     assert said[1:] == ["each is trained on 250 k tokens", "each is trained for 90.0 s"]
+
+
+def test_a_terminal_shows_how_far_each_training_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that changes, erased before each line that stays; what makes no sense moves nothing."""
+    job = plan("--models", "6", "--repeats", "0", "--tokens", "80000").job
+    (first, seed), (second, _) = job.models[:2]
+    said: list[str] = []
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def drawn(*events: dict[str, Any]) -> list[str]:
+        capsys.readouterr()
+        with pytest.raises(HostError, match="are not done"):
+            training.follow(job, events, said.append)
+        return capsys.readouterr().err.split("\r\x1b[K")[1:]
+
+    def point(arch_id: object, share: float, **changes: Any) -> dict[str, Any]:
+        return {"event": "point", "arch_id": arch_id, "seed": seed, "tokens": 80000 * share, **changes}
+
+    lines = drawn(
+        point(first.arch_id, 0.25),
+        point(second.arch_id, 0.5),
+        point("gpt2-unknown", 0.5),
+        point(first.arch_id, 0.25, seed=seed + 1),
+        point(second.arch_id, 0.0, tokens="many"),
+        point(second.arch_id, -1.0),
+        {"event": "trained", **trained(job, 0).to_json()},
+    )
+    assert lines == [
+        f"[#.......................]   4%: 0 of 6 trained, {first.arch_id} 25%",
+        f"[###.....................]  12%: 0 of 6 trained, {first.arch_id} 25%, {second.arch_id} 50%",
+        "",
+        f"[######..................]  25%: 1 of 6 trained, {second.arch_id} 50%",
+        "",
+    ]
+    assert len(said) == 1
+    by_time = drawn({"event": "plan", "recipe": Recipe(seconds=90.0).to_json()}, point(first.arch_id, 1, seconds=45.0))
+    assert by_time[-2].endswith(f"0 of 6 trained, {first.arch_id} 50%")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert drawn(point(first.arch_id, 0.25)) == []
 
 
 def test_labels_are_a_panel_with_a_row_for_each_training(tmp_path: Path) -> None:

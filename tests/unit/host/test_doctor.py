@@ -43,7 +43,7 @@ Boards = dict[str, "FakeTransport | Exception"]
 
 @pytest.fixture(autouse=True)
 def payload(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda: PAYLOAD)
+    monkeypatch.setattr("edge_lts_host.payload.build_payload", lambda *asked: PAYLOAD)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_lts_host import closure
+from edge_lts_host.closure import is_in
 from edge_lts_host.commands import VERBS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,33 +64,14 @@ HOST_LIBRARIES = {
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """(module, whether it is imported with the file) for every import of a file; TYPE_CHECKING blocks do not count."""
-    tree = ast.parse(path.read_bytes(), str(path))
-
-    def walk(node: ast.AST, is_module_level: bool) -> Iterator[tuple[str, bool]]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.orelse:
-                yield from walk(child, is_module_level)
-            return
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, is_module_level) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield str(node.module), is_module_level
-            yield from ((f"{node.module}.{alias.name}", is_module_level) for alias in node.names)
-        inner = is_module_level and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, inner)
-
-    yield from walk(tree, True)
+    for module, is_module_level in closure.imports(path.read_bytes()):
+        assert not module.startswith("."), f"{path}: relative import"
+        yield module, is_module_level
 
 
 def module_of(path: Path, root: Path) -> str:
     parts = path.relative_to(root.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def is_in(module: str, rooms: tuple[str, ...]) -> bool:
-    return any(module == room or module.startswith(f"{room}.") for room in rooms)
 
 
 BOARD_FILES = sorted(BOARD.rglob("*.py"))

@@ -103,3 +103,19 @@ def test_resume_makes_it_too(board: FakeTransport, agent: list[str]) -> None:
     board.calls.clear()
     assert main(["resume", "run-1"]) == 0
     assert verbs(board) == ["search"]
+
+
+def test_a_run_goes_on_with_the_agent_that_it_began_with(board: FakeTransport, agent: list[str]) -> None:
+    """Which of the two it was follows from its spec; a board that lost it gets that one again."""
+    full = build_payload("train")
+    began = [*agent[:-1], f"/r/agents/{full.name}"]
+    for command in (agent, began):
+        board.on([*command, "search"], answer({"event": "started", "run_id": "run-1"}))
+    assert main(RUN[:-1]) == 0
+    folder = RunFolder(runs_root() / "run-1")
+    folder.write_spec({**folder.read_spec().to_json(), "strategy": "evolve"})
+    folder.write_host_meta({**folder.host_meta(), "agent": began[-1]})
+    board.files.clear()
+    assert main(["resume", "run-1"]) == 0
+    assert {path: file.data for path, file in board.files.items()} == {began[-1]: full.data}
+    assert board.calls[-1][:6] == (*began, "search")
