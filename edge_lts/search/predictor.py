@@ -50,8 +50,8 @@ MIN_OBSERVATIONS = 6
 MIN_MEMORY_READINGS = 4
 RESOLUTION = 1.01  # squared for two costs
 LOG_RESOLUTION = 0.001  # of what is a logarithm already: 0.1 % of perplexity
-N_GUARDS = 32  # members so far that many new states are held against, before they are sorted
-MIN_GUARDED = 20_000
+MAX_GUARDS = 512  # members so far that many new states are held against, before they are sorted
+MAX_GUARD_CELLS = 1 << 16  # of the table by which that is done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class Predictor:
                 losses_of = partial(
                     self._losses, table, layout, dict(zip(costs, base, strict=True)), objectives, constraints, is_beyond
                 )
-                guards = _evenly(np.concatenate([*found, standing]), N_GUARDS)
+                guards = _Guards(np.concatenate([*found, standing]), thinned or 0)
                 keep = partial(_kept, losses_of, objectives, thinned, steps, guards)
                 solutions = _solutions(table, layout, kept, matrix[kept], levels[kept], keep)
                 if len(solutions) > 1 and not table.is_homogeneous:
@@ -273,28 +273,49 @@ def _picks(table: WidthTable, states: States, row: int) -> tuple[int, ...]:
     return tuple(table.index_of(layer) for layer in states.layers(row))
 
 
+class _Guards:
+    """Members so far, (n, k) losses, as a table that says whether any of them beats a state.
+
+    A cell is a number of the guards' values in each column but `axis`, and holds the least of `axis` among guards that
+    have no more of anything: a state is beaten where it has more than its cell. (Guards equal in `axis` are let pass.)
+    """
+
+    def __init__(self, losses: Floats, axis: int) -> None:
+        n_others = max(1, losses.shape[1] - 1)
+        guards = _evenly(losses, min(MAX_GUARDS, int(MAX_GUARD_CELLS ** (1 / n_others)) - 1))
+        self._axis = axis
+        self._others = [column for column in range(losses.shape[1]) if column != axis]
+        self._values = [np.unique(guards[:, column]) for column in self._others]
+        self._least: Floats = np.full([len(values) + 1 for values in self._values], np.inf)  # 0: below all guards
+        np.minimum.at(self._least, self._cells(guards), guards[:, axis])
+        for dimension in range(self._least.ndim):
+            np.minimum.accumulate(self._least, axis=dimension, out=self._least)
+
+    def let_pass(self, losses: Floats) -> NDArray[np.bool_]:
+        passed: NDArray[np.bool_] = losses[:, self._axis] <= self._least[self._cells(losses)]
+        return passed
+
+    def _cells(self, losses: Floats) -> tuple[NDArray[np.int64], ...]:
+        return tuple(
+            np.searchsorted(values, losses[:, column], side="right")
+            for column, values in zip(self._others, self._values, strict=True)
+        )
+
+
 def _kept(
     losses_of: Callable[[States], Floats],
     objectives: Sequence[Objective],
     cost: int | None,
     steps: Floats,
-    guards: Floats,
+    guards: _Guards,
     states: States,
 ) -> NDArray[np.int64]:
     """Rows of a chunk of states that may stand on the frontier, as far as its resolution tells them apart: those that
     none of the `guards` beats, thinned."""
     losses = losses_of(states)
-    if len(losses) < MIN_GUARDED:
-        return _thinned(losses, objectives, cost, steps)
     rows = np.flatnonzero(np.isfinite(losses[:, 0]))
-    columns = np.ascontiguousarray(losses[rows].T)
-    for guard in guards:
-        is_beaten = np.ones(rows.size, dtype=bool)
-        for column, its in zip(columns, guard, strict=True):
-            is_beaten &= column >= its
-        is_beaten[is_beaten] = (columns[:, is_beaten] > guard[:, None]).any(axis=0)  # equal is not beaten
-        rows, columns = rows[~is_beaten], columns[:, ~is_beaten]
-    return rows[_thinned(columns.T, objectives, cost, steps)]
+    rows = rows[guards.let_pass(losses[rows])]
+    return rows[_thinned(losses[rows], objectives, cost, steps)]
 
 
 def _evenly(losses: Floats, n: int) -> Floats:

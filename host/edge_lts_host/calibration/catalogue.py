@@ -10,7 +10,7 @@ from edge_lts_host.calibration.scores import NAMES
 _FREE = "nothing: a formula"
 _MODEL = "a model is built; forward and backward passes of one batch"
 _PANELS = "benchmarks/results/calibration_x86_64_202611.md"
-_TRAINED = "not judged on trained models here yet: benchmarks/bench_panel.py"
+_TRAINED = "no better than size over models trained here: benchmarks/results/panel_x86_64_202611.md"
 _WORDS: dict[str, tuple[str, str, str]] = {  # (what it is, its source, what speaks for it here)
     "decoder_params": (
         "parameters of attention, FFN and norms",

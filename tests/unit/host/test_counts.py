@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ def test_at_most_so_many_places_both_ends_included_and_no_gap_twice_another(n_th
     assert places == sorted(set(places))
     if n_there and n > 1:
         assert (places[0], places[-1]) == (0, n_there - 1)
-        gaps = [after - before for before, after in zip(places, places[1:], strict=False)]
+        gaps = [after - before for before, after in pairwise(places)]
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 

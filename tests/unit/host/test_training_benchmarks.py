@@ -63,7 +63,7 @@ def test_all_arms_have_the_same_decoder_parameters_and_seeds_come_last(benchmark
     assert len({one.key for one in asked.values()}) == len(asked) == 36
     for (size, arm, _), one in asked.items():
         step_s = one.recipe.batch_tokens * speeds[size, arm]
-        assert abs(one.recipe.steps * step_s - primer.SIZES[size][1]) <= step_s / 2
+        assert abs(one.recipe.steps * step_s - primer.SIZES[size][1]) <= 0.51 * step_s
     for size in primer.SIZES:
         params = [primer.arch_of(size, **style).decoder_params for style in primer.ARMS.values()]
         assert max(params) - min(params) < 0.005 * min(params)
