@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_lts.model import build_model
+from edge_lts.train.adamw import AdamW
 from edge_lts.train.data import Data
 from edge_lts.train.initial import groups, initialise
 from edge_lts.training import Point, Recipe, Trained, Training
@@ -111,9 +112,7 @@ class _Run:
         initialise(self.model, arch, training.seed)
         self.model.train()
         recipe = self._recipe
-        self._optimizer = torch.optim.AdamW(
-            groups(self.model, arch, recipe), lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True
-        )
+        self._optimizer = AdamW(groups(self.model, arch, recipe), (recipe.beta1, recipe.beta2))
         self.n_steps = 0
         self.spent_s = 0.0
         self.curve: list[Point] = []
@@ -142,9 +141,9 @@ class _Run:
         windows = self._data.batch(self._training.seed, self.n_steps, recipe.batch, recipe.sequence_tokens)
         step_share = 0.0 if recipe.steps is None else 1.0 / recipe.steps
         rate = rate_at(self.share + step_share / 2, recipe) if step_share else max(1e-3, rate_at(self.share, recipe))
-        for group in self._optimizer.param_groups:
+        for group in self._optimizer.groups:
             group["lr"] = group["peak"] * rate
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         loss = mean_loss(self.model, windows)
         loss.backward()  # type: ignore[no-untyped-call]
         if recipe.clip > 0:

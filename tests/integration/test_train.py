@@ -368,3 +368,32 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(timeout=120) == 130
+
+
+def test_the_optimizer_is_torchs_adamw_and_does_not_import_its_compiler() -> None:
+    """A board has no sympy, which torch._dynamo needs and torch.optim imports."""
+    code = """
+import sys
+import torch
+from edge_lts.train.adamw import AdamW
+
+def run(make, read):
+    torch.manual_seed(0)
+    parameters = [torch.randn(shape, requires_grad=True) for shape in ((4, 3), (3,), (2,))]
+    decays = ((parameters[:1], 0.1), (parameters[1:], 0.0))
+    optimizer = make([{"params": some, "weight_decay": decay, "lr": 0.0} for some, decay in decays])
+    for step in range(1, 6):
+        for group in read(optimizer):
+            group["lr"] = 0.01 * step
+        optimizer.zero_grad()
+        (torch.tanh(parameters[0]).sum() * parameters[1].square().sum()).backward()
+        optimizer.step()
+    return parameters
+
+own = run(lambda groups: AdamW(groups, (0.9, 0.95)), lambda one: one.groups)
+assert "torch._dynamo" not in sys.modules
+theirs = run(lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True), lambda one: one.param_groups)
+assert all(torch.equal(a, b) for a, b in zip(own, theirs))
+assert not torch.equal(own[0], run(lambda groups: AdamW(groups, (0.9, 0.99)), lambda one: one.groups)[0])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
