@@ -30,7 +30,7 @@ from edge_lts.objectives import resolve_objectives
 from edge_lts.proxies.calibrated import CalibratedProxy
 from edge_lts.search.predictor import Predictor
 
-N_ROUNDS = 5
+N_ROUNDS = 3
 CASES = ("decoder_params", "quality", "quality, heads left out")
 HEADS = "n_head"
 MONTH = "x86_64_202611"
