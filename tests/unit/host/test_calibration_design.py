@@ -85,7 +85,7 @@ def test_a_trainable_copy_has_the_same_decoder(pool: list[Architecture]) -> None
     copy = design.trainable(arch, 256, Recipe())
     assert copy.decoder_params == arch.decoder_params
     assert copy.layers == arch.layers
-    assert (copy.vocab_size, copy.embedding_factor, copy.max_seq_len, copy.precision) == (256, 1, 128, None)
+    assert (copy.vocab_size, copy.embedding_factor, copy.max_seq_len, copy.precision) == (256, 1, 64, None)
 
 
 def test_more_budget_allows_larger_models() -> None:

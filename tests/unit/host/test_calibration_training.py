@@ -60,7 +60,7 @@ def test_a_plan_has_the_models_their_repeats_and_a_quarter_from_a_frontier() -> 
     assert {seed for _, seed in found.job.models} == {0, 1}
     sizes = [arch.decoder_params for arch, _ in found.job.models]
     assert sizes == sorted(sizes, reverse=True)
-    assert all((arch.vocab_size, arch.max_seq_len) == (256, 128) for arch, _ in found.job.models)
+    assert all((arch.vocab_size, arch.max_seq_len) == (256, 64) for arch, _ in found.job.models)
     assert (found.job.budget_s, found.job.text.bytes_per_token) == (7200.0, 1.0)
 
 
