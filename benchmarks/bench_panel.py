@@ -81,8 +81,7 @@ SHOWN = ("spearman", "kendall_tau", "equal_size_tau", "common_ratio_top30")
 
 
 def file(part: str, suffix: str = ".json") -> Path:
-    path = results_path(NAME)
-    return path.with_name(f"{path.stem}_{part}{suffix}")
+    return results_path(NAME, part, suffix)
 
 
 # --- choosing ---

@@ -27,7 +27,6 @@ import math
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +59,7 @@ POWERS = ("gelu", "relu", "relu1.5", "relu2", "relu3", "relu4")
 POWER_TOKENS = 262_144
 N_DRAWS = 2000
 N_ROUNDS = 15
+SPEED = results_path(NAME, "speed", ".json")
 Speeds = Mapping[tuple[str, str], float]  # seconds per token, by size and arm
 
 
@@ -69,11 +69,6 @@ def arch_of(size: str, **style: Any) -> Architecture:
     fields = {"backbone": "gpt2", **style}
     plain = stack("gpt2", *shape, RECIPE)
     return with_params(stack(fields.pop("backbone"), *shape, RECIPE, **fields), plain.decoder_params)
-
-
-def speed_path() -> Path:
-    path = results_path(NAME)
-    return path.with_name(f"{path.stem}_speed.json")
 
 
 def measure_speed() -> None:
@@ -94,14 +89,14 @@ def measure_speed() -> None:
         {"size": size, "arm": arm, "seconds_per_token": statistics.median(found), "rounds": found}
         for (size, arm), found in taken.items()
     ]
-    speed_path().write_text(json.dumps({"where": where(), "speeds": rows}, indent=1) + "\n")
+    SPEED.write_text(json.dumps({"where": where(), "speeds": rows}, indent=1) + "\n")
 
 
 def read_speeds() -> dict[tuple[str, str], float]:
     """Exits where none were measured."""
-    if not speed_path().exists():
+    if not SPEED.exists():
         raise SystemExit("no speeds yet: bench_primer.py speed")
-    rows = json.loads(speed_path().read_text())["speeds"]
+    rows = json.loads(SPEED.read_text())["speeds"]
     return {(row["size"], row["arm"]): float(row["seconds_per_token"]) for row in rows}
 
 

@@ -150,7 +150,8 @@ def main() -> int:
     found = train_all(NAME, list(dict.fromkeys(asked.values())), args)
     done = _losses(asked, found)
     windows = best_windows(recipe, done)
-    ended = {} if windows is None else _losses(last(windows), train_all(NAME, list(last(windows).values()), args))
+    at_last = {} if windows is None else last(windows)
+    ended = _losses(at_last, train_all(NAME, list(at_last.values()), args))
     about = where()
     result = {
         "where": about,

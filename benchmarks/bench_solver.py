@@ -20,26 +20,25 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ONE_THREAD, RESULTS, evaluation_from, load_space, read_rows, where, where_line, write_result
+from common import evaluation_from, fitted, load_space, read_rows, where, where_line, write_result
+from trainings import results_path
 
 from edge_lts.objectives import resolve_objectives
+from edge_lts.profile.memory import read_status, reset_watermark
 from edge_lts.proxies.calibrated import CalibratedProxy
-from edge_lts.search.predictor import Predictor
 
 N_ROUNDS = 3
 CASES = ("decoder_params", "quality", "quality, heads left out")
 HEADS = "n_head"
-MONTH = "x86_64_202611"
 
 
 def proxy_of(case: str) -> CalibratedProxy | None:
     if case == "decoder_params":
         return None
-    proxy = CalibratedProxy.from_json(json.loads((RESULTS / f"panel_{MONTH}_calibrated.json").read_text()))
+    proxy = CalibratedProxy.from_json(json.loads(results_path("panel", "calibrated", ".json").read_text()))
     if case == "quality":
         return proxy
     names = ["", *(term.name for term in proxy.terms for _ in term.exponents)]  # of each coefficient, constant first
@@ -58,13 +57,10 @@ def proxy_of(case: str) -> CalibratedProxy | None:
 def solve_once(case: str) -> None:
     """Print {"seconds", "bytes", "n"} as JSON."""
     proxy = proxy_of(case)
-    predictor = Predictor(ONE_THREAD, None, proxy)
-    for index, row in enumerate(read_rows(RESULTS / f"cost_model_{MONTH}.jsonl")):
-        predictor.tell(evaluation_from(row, index))
-    predictor.fit()
+    predictor = fitted(map(evaluation_from, read_rows(results_path("cost_model"))), proxy=proxy)
     space = load_space("lts-gpt2")
     names = ("decoder_params" if proxy is None else "quality", "decode_latency_s", "peak_memory_bytes")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    reset_watermark()
     before, begun = _peak_bytes(), time.process_time()
     prediction = predictor.frontier(space, resolve_objectives(names))
     found = {"seconds": time.process_time() - begun, "bytes": _peak_bytes() - before, "n": len(prediction)}
@@ -72,9 +68,9 @@ def solve_once(case: str) -> None:
 
 
 def _peak_bytes() -> int:
-    """Of this process so far; not ru_maxrss, which begins at the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    status = read_status()
+    assert status is not None, "no /proc/self/status here"
+    return status.peak_rss_bytes
 
 
 def main() -> int:
@@ -98,7 +94,7 @@ def main() -> int:
     for case, found in rows.items():
         seconds, peak = (statistics.median(row[key] for row in found) for key in ("seconds", "bytes"))
         lines.append(f"| {case} | {seconds:.2f} | {peak / 1e6:.0f} | {found[0]['n']:,} | {found[0]['cover']} |")
-    write_result(RESULTS / f"solver_{MONTH}.json", {"where": about, "cases": rows}, lines)
+    write_result(results_path("solver", suffix=".json"), {"where": about, "cases": rows}, lines)
     print("\n".join(lines))
     return 0
 

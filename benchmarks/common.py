@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "host")]
 
 from edge_lts.arch import Architecture  # noqa: E402  (a checkout needs no installation)
 from edge_lts.measurer import Measurer  # noqa: E402
+from edge_lts.proxies.calibrated import CalibratedProxy  # noqa: E402
 from edge_lts.records import Evaluation, Measurement, Protocol  # noqa: E402
 from edge_lts.search.predictor import Predictor  # noqa: E402
 from edge_lts.space import SearchSpace  # noqa: E402
@@ -177,9 +178,11 @@ def where_line(found: dict[str, Any]) -> str:
     )
 
 
-def fitted(evaluations: Iterable[Evaluation], protocol: Protocol = ONE_THREAD) -> Predictor:
+def fitted(
+    evaluations: Iterable[Evaluation], protocol: Protocol = ONE_THREAD, proxy: CalibratedProxy | None = None
+) -> Predictor:
     """The cost models of guided search after these evaluations."""
-    predictor = Predictor(protocol)
+    predictor = Predictor(protocol, proxy=proxy)
     for evaluation in evaluations:
         predictor.tell(evaluation)
     predictor.fit()

@@ -58,8 +58,9 @@ def load_text() -> tuple[Any, dict[str, Any]]:
     return read_data(folder, text), about
 
 
-def results_path(name: str) -> Path:
-    return RESULTS / f"{name}_{MONTH}.jsonl"
+def results_path(name: str, part: str = "", suffix: str = ".jsonl") -> Path:
+    """The trainings of a benchmark, or a `part` of what it writes beside them."""
+    return RESULTS / f"{name}_{MONTH}{part and '_'}{part}{suffix}"
 
 
 def read_results(path: Path) -> dict[str, Trained]:

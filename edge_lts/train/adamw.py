@@ -14,41 +14,44 @@ from torch import Tensor
 EPSILON = 1e-8
 
 
+class _Row:
+    """A parameter, the running means of its gradient and of that squared, and how many steps it took."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter
+        self.mean = torch.zeros_like(parameter)
+        self.square = torch.zeros_like(parameter)
+        self.n_steps = torch.zeros(())
+
+
 class AdamW:
     """`groups` have `params`, `weight_decay` and `lr`, which may be changed between steps."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float]) -> None:
         self.groups = groups
         self._betas = betas
-        self._parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._n_steps = [torch.zeros(()) for _ in self._parameters]
+        self._rows = [[_Row(parameter) for parameter in group["params"]] for group in groups]
 
     def zero_grad(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
+        for row in self._all:
+            row.parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Parameters without a gradient stay as they are."""
-        first = 0
-        for group in self.groups:
-            end = first + len(group["params"])
-            rows = [row for row in range(first, end) if self._parameters[row].grad is not None]
-            first = end
-            if not rows:
+        for group, rows in zip(self.groups, self._rows, strict=True):
+            moved = [(row, row.parameter.grad) for row in rows if row.parameter.grad is not None]
+            if not moved:
                 continue
-            counts = [self._n_steps[row] for row in rows]
-            for count in counts:
-                count += 1
+            for row, _ in moved:
+                row.n_steps += 1
             torch._fused_adamw_(
-                [self._parameters[row] for row in rows],
-                [grad for row in rows if (grad := self._parameters[row].grad) is not None],
-                [self._means[row] for row in rows],
-                [self._squares[row] for row in rows],
+                [row.parameter for row, _ in moved],
+                [grad for _, grad in moved],
+                [row.mean for row, _ in moved],
+                [row.square for row, _ in moved],
                 [],
-                counts,
+                [row.n_steps for row, _ in moved],
                 lr=group["lr"],
                 beta1=self._betas[0],
                 beta2=self._betas[1],
@@ -58,8 +61,16 @@ class AdamW:
                 maximize=False,
             )
 
+    @property
+    def _all(self) -> list["_Row"]:
+        return [row for rows in self._rows for row in rows]
+
     def state_dict(self) -> dict[str, list[Tensor]]:
-        return {"means": self._means, "squares": self._squares, "n_steps": self._n_steps}
+        return {
+            "means": [row.mean for row in self._all],
+            "squares": [row.square for row in self._all],
+            "n_steps": [row.n_steps for row in self._all],
+        }
 
     def load_state_dict(self, state: Mapping[str, Sequence[Tensor]]) -> None:
         for name, own in self.state_dict().items():
